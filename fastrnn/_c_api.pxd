@@ -1,0 +1,115 @@
+# fastrnn.h, declared.  Same order, same names, no comments: read the header.
+from libc.stdint cimport int64_t
+
+
+cdef extern from "fastrnn.h" nogil:
+    ctypedef bint c_bool "bool"
+
+    ctypedef enum frnn_status:
+        FRNN_OK, FRNN_ERR_MEMORY, FRNN_ERR_UNKNOWN_ISA, FRNN_ERR_UNSUPPORTED_ISA, FRNN_ERR_NO_BLAS
+
+    size_t frnn_isa_count()
+    const char *frnn_isa_name(size_t k)
+    const char *frnn_isa()
+    c_bool frnn_isa_tuned()
+    frnn_status frnn_set_isa(const char *name)
+
+    size_t frnn_team_backend_count()
+    const char *frnn_team_backend_name(size_t k)
+    const char *frnn_team_backend()
+    c_bool frnn_set_team_backend(const char *name)
+
+    void *frnn_scratch(size_t bytes)
+
+    ctypedef void frnn_sgemm_fn(char *, char *, int *, int *, int *, float *, float *, int *, float *, int *, float *, float *, int *)
+    void frnn_set_blas(frnn_sgemm_fn *sgemm)
+    ctypedef enum frnn_backend:
+        FRNN_BACKEND_PACKED, FRNN_BACKEND_BLAS
+
+    ctypedef enum frnn_activation_kind:
+        FRNN_LINEAR, FRNN_SIGMOID, FRNN_TANH, FRNN_RELU, FRNN_HARD_SIGMOID, FRNN_AFFINE, FRNN_LEAKY_RELU, FRNN_THRESHOLDED_RELU
+        FRNN_SCALED_TANH, FRNN_ELU, FRNN_SOFTSIGN, FRNN_SOFTPLUS, FRNN_EXP, FRNN_SELU, FRNN_SILU, FRNN_GELU, FRNN_GELU_TANH, FRNN_MISH
+        FRNN_RELU6, FRNN_HARD_TANH, FRNN_HARD_SWISH, FRNN_LOG_SIGMOID
+    ctypedef struct frnn_activation:
+        frnn_activation_kind kind
+        float alpha
+        float beta
+
+    ctypedef enum frnn_cell_kind:
+        FRNN_LSTM, FRNN_GRU, FRNN_RNN
+    ctypedef enum frnn_merge:
+        FRNN_CONCAT, FRNN_SUM, FRNN_MUL, FRNN_AVE
+    ctypedef struct frnn_recurrent_weights:
+        const float *weight_ih
+        const float *weight_hh
+        const float *bias_ih
+        const float *bias_hh
+        const float *weight_hr
+        const float *peephole
+    ctypedef struct frnn_recurrent_desc:
+        frnn_cell_kind cell
+        size_t input_size
+        size_t hidden_size
+        size_t proj_size
+        size_t num_layers
+        size_t directions
+        c_bool reverse
+        frnn_merge merge
+        frnn_activation gate
+        frnn_activation candidate
+        frnn_activation hidden
+        float clip
+        float cell_clip
+        float proj_clip
+        c_bool coupled_input_forget
+        c_bool reset_before
+        frnn_backend backend
+        const frnn_recurrent_weights *weights
+    ctypedef enum frnn_padding:
+        FRNN_PAD_ZERO, FRNN_PAD_REPEAT
+    ctypedef struct frnn_recurrent_call:
+        size_t batch
+        size_t seq_len
+        const float *x
+        ptrdiff_t x_batch_stride
+        ptrdiff_t x_time_stride
+        float *y
+        ptrdiff_t y_batch_stride
+        ptrdiff_t y_time_stride
+        const float *h_0
+        const float *c_0
+        float *h_n
+        float *c_n
+        const int64_t *lengths
+        const int64_t *times
+        frnn_padding padding
+        size_t threads
+        c_bool (*poll)(void *arg) noexcept nogil
+        void *poll_arg
+    ctypedef struct frnn_recurrent:
+        pass
+    frnn_status frnn_recurrent_create(frnn_recurrent **out, const frnn_recurrent_desc *desc)
+    void frnn_recurrent_free(frnn_recurrent *net)
+    size_t frnn_recurrent_bytes(const frnn_recurrent *net)
+    size_t frnn_recurrent_scratch(const frnn_recurrent *net, const frnn_recurrent_call *call)
+    c_bool frnn_recurrent_forward(const frnn_recurrent *net, const frnn_recurrent_call *call, void *scratch)
+    ctypedef struct frnn_recurrent_plan:
+        const char *isa
+        const char *split
+        size_t threads
+        size_t chunk_steps
+    frnn_recurrent_plan frnn_recurrent_explain(const frnn_recurrent *net, const frnn_recurrent_call *call)
+
+    ctypedef struct frnn_dense:
+        pass
+    frnn_status frnn_dense_create(frnn_dense **out, size_t input_size, size_t output_size, const float *weight, const float *bias,
+                                  frnn_activation activation, frnn_backend backend)
+    void frnn_dense_free(frnn_dense *layer)
+    size_t frnn_dense_bytes(const frnn_dense *layer)
+    size_t frnn_dense_scratch(const frnn_dense *layer, size_t rows, size_t threads)
+    void frnn_dense_forward(const frnn_dense *layer, size_t rows, const float *x, float *y, size_t threads, void *scratch)
+
+    void frnn_activate(frnn_activation activation, size_t n, const float *x, float *y)
+    void frnn_softmax(size_t rows, size_t n, const float *x, float *y, c_bool logarithm)
+    void frnn_layer_norm(size_t rows, size_t n, const float *x, const float *weight, const float *bias, float eps, float *y)
+    void frnn_scale_shift(size_t rows, size_t n, const float *x, const float *scale, const float *shift, float *y)

@@ -1,0 +1,294 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, freethreading_compatible=True
+"""Handles over the C library: lifetime, buffers and the GIL; no arithmetic and no policy.
+
+Whoever calls has checked shapes and dtypes (layers.py, recurrent.py): arrays are float32 and C-contiguous.
+"""
+
+from libc.math cimport INFINITY
+from libc.stdint cimport int64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+
+cimport numpy as cnp
+
+from . cimport _c_api as c_api
+
+cnp.import_array()
+
+
+cdef extern from "Python.h" nogil:
+    int PyErr_CheckSignals() noexcept
+
+cdef enum:
+    KEEP_GIL_FLOPS = 200000  # a few microseconds: less than handing the GIL over may cost
+
+ACTIVATION_KINDS = {
+    "linear": c_api.FRNN_LINEAR, "sigmoid": c_api.FRNN_SIGMOID, "tanh": c_api.FRNN_TANH, "relu": c_api.FRNN_RELU,
+    "hard_sigmoid": c_api.FRNN_HARD_SIGMOID, "affine": c_api.FRNN_AFFINE, "leaky_relu": c_api.FRNN_LEAKY_RELU,
+    "thresholded_relu": c_api.FRNN_THRESHOLDED_RELU, "scaled_tanh": c_api.FRNN_SCALED_TANH, "elu": c_api.FRNN_ELU,
+    "softsign": c_api.FRNN_SOFTSIGN, "softplus": c_api.FRNN_SOFTPLUS, "exp": c_api.FRNN_EXP, "selu": c_api.FRNN_SELU,
+    "silu": c_api.FRNN_SILU, "gelu": c_api.FRNN_GELU, "gelu_tanh": c_api.FRNN_GELU_TANH, "mish": c_api.FRNN_MISH,
+    "relu6": c_api.FRNN_RELU6, "hard_tanh": c_api.FRNN_HARD_TANH, "hard_swish": c_api.FRNN_HARD_SWISH,
+    "log_sigmoid": c_api.FRNN_LOG_SIGMOID,
+}
+CELLS = {"lstm": c_api.FRNN_LSTM, "gru": c_api.FRNN_GRU, "rnn": c_api.FRNN_RNN}
+MERGES = {"concat": c_api.FRNN_CONCAT, "sum": c_api.FRNN_SUM, "mul": c_api.FRNN_MUL, "ave": c_api.FRNN_AVE}
+BACKENDS = {"packed": c_api.FRNN_BACKEND_PACKED, "blas": c_api.FRNN_BACKEND_BLAS}
+PADDINGS = {"zero": c_api.FRNN_PAD_ZERO, "repeat": c_api.FRNN_PAD_REPEAT}
+
+
+# ---- The library ----
+
+def isas():
+    """Names of the instruction sets that this build and this machine have, best first."""
+    return [c_api.frnn_isa_name(k).decode() for k in range(c_api.frnn_isa_count())]
+
+
+def isa():
+    """Name of the instruction set in use."""
+    return c_api.frnn_isa().decode()
+
+
+def isa_tuned():
+    """Whether the instruction set in use has tuned kernels."""
+    return bool(c_api.frnn_isa_tuned())
+
+
+def set_isa(name):
+    """Choose the instruction set of layers built from now on; False: not supported here."""
+    return c_api.frnn_set_isa(name.encode()) == c_api.FRNN_OK
+
+
+def teams():
+    """Names of the thread backends of this build, default first."""
+    return [c_api.frnn_team_backend_name(k).decode() for k in range(c_api.frnn_team_backend_count())]
+
+
+def team():
+    """Name of the thread backend in use."""
+    return c_api.frnn_team_backend().decode()
+
+
+def set_team(name):
+    """Choose the thread backend; False: unknown."""
+    return bool(c_api.frnn_set_team_backend(name.encode()))
+
+
+def set_blas(uintptr_t sgemm):
+    """Hand over the address of a Fortran sgemm."""
+    c_api.frnn_set_blas(<c_api.frnn_sgemm_fn *> sgemm)
+
+
+# ---- Helpers ----
+
+cdef int check(c_api.frnn_status status) except -1:
+    if status == c_api.FRNN_OK:
+        return 0
+    if status == c_api.FRNN_ERR_MEMORY:
+        raise MemoryError("not enough memory to pack the weights")
+    raise RuntimeError(f"unexpected status {status} from the C library")
+
+
+cdef const float *floats(array) except? NULL:
+    """Data of a float32 array; NULL for None."""
+    return NULL if array is None else <const float *> cnp.PyArray_DATA(<cnp.ndarray> array)
+
+
+cdef c_api.frnn_activation activation(tuple value):
+    cdef c_api.frnn_activation a
+    a.kind = ACTIVATION_KINDS[value[0]]
+    a.alpha = value[1]
+    a.beta = value[2]
+    return a
+
+
+cdef float bound(value):
+    return INFINITY if value is None else value
+
+
+cdef void *scratch(size_t size) except NULL:
+    cdef void *memory = c_api.frnn_scratch(size)
+    if memory == NULL:
+        raise MemoryError(f"not enough memory for {size} bytes of scratch")
+    return memory
+
+
+cdef c_api.c_bool poll_signals(void *arg) noexcept nogil:
+    with gil:
+        return PyErr_CheckSignals() != 0
+
+
+cdef int raise_pending() except -1:
+    """Raise the exception that a signal handler has left."""
+    return -1
+
+
+# ---- Recurrent layers ----
+
+cdef class RecurrentHandle:
+    """A packed stack of recurrent layers.
+
+    ``weights`` has a tuple (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, peephole) of float32 arrays or None
+    for each layer and direction.
+    """
+
+    cdef c_api.frnn_recurrent *net
+    cdef size_t input_size, hidden_size, output_size
+    cdef double flops_a_step
+
+    def __cinit__(self, str cell, list weights, size_t input_size, size_t hidden_size, size_t proj_size, size_t num_layers,
+                  size_t directions, bint reverse, str merge, tuple gate, tuple candidate, tuple hidden, clip, cell_clip, proj_clip,
+                  bint coupled_input_forget, bint reset_before, str backend):
+        cdef c_api.frnn_recurrent_desc desc
+        cdef c_api.frnn_recurrent_weights *arrays
+        cdef Py_ssize_t k
+        desc.cell = CELLS[cell]
+        desc.input_size, desc.hidden_size, desc.proj_size = input_size, hidden_size, proj_size
+        desc.num_layers, desc.directions = num_layers, directions
+        desc.reverse, desc.merge = reverse, MERGES[merge]
+        desc.gate, desc.candidate, desc.hidden = activation(gate), activation(candidate), activation(hidden)
+        desc.clip, desc.cell_clip, desc.proj_clip = bound(clip), bound(cell_clip), bound(proj_clip)
+        desc.coupled_input_forget, desc.reset_before = coupled_input_forget, reset_before
+        desc.backend = BACKENDS[backend]
+        arrays = <c_api.frnn_recurrent_weights *> calloc(len(weights), sizeof(c_api.frnn_recurrent_weights))
+        if arrays == NULL:
+            raise MemoryError("not enough memory to pack the weights")
+        try:
+            for k, (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, peephole) in enumerate(weights):
+                arrays[k].weight_ih, arrays[k].weight_hh = floats(weight_ih), floats(weight_hh)
+                arrays[k].bias_ih, arrays[k].bias_hh = floats(bias_ih), floats(bias_hh)
+                arrays[k].weight_hr, arrays[k].peephole = floats(weight_hr), floats(peephole)
+            desc.weights = arrays
+            check(c_api.frnn_recurrent_create(&self.net, &desc))
+        finally:
+            free(arrays)
+        self.input_size, self.hidden_size, self.output_size = input_size, hidden_size, proj_size or hidden_size
+        self.flops_a_step = c_api.frnn_recurrent_bytes(self.net) / 2
+
+    def __dealloc__(self):
+        c_api.frnn_recurrent_free(self.net)
+
+    @property
+    def nbytes(self):
+        """Bytes of packed weights."""
+        return c_api.frnn_recurrent_bytes(self.net)
+
+    cdef c_api.frnn_recurrent_call call_of(self, Py_ssize_t batch, Py_ssize_t seq_len, size_t threads):
+        cdef c_api.frnn_recurrent_call call
+        call.batch, call.seq_len, call.threads = batch, seq_len, threads
+        call.x = NULL
+        call.y = call.h_n = call.c_n = NULL
+        call.h_0 = call.c_0 = NULL
+        call.lengths = call.times = NULL
+        call.padding = c_api.FRNN_PAD_ZERO
+        call.poll = poll_signals
+        call.poll_arg = NULL
+        return call
+
+    def explain(self, Py_ssize_t batch, Py_ssize_t seq_len, size_t threads):
+        """How a call of this size would run."""
+        cdef c_api.frnn_recurrent_call call = self.call_of(batch, seq_len, threads)
+        cdef c_api.frnn_recurrent_plan plan = c_api.frnn_recurrent_explain(self.net, &call)
+        return {"isa": plan.isa.decode(), "split": plan.split.decode(), "threads": plan.threads, "chunk_steps": plan.chunk_steps}
+
+    def forward(self, cnp.ndarray x, bint batch_first, h_0, c_0, y, h_n, c_n, lengths, times, str padding, bint reverse_output,
+                size_t threads):
+        """Run x, (batch, seq_len, input_size) or time first, into y, h_n and c_n; see frnn_recurrent_call."""
+        cdef Py_ssize_t batch = cnp.PyArray_DIM(x, 0 if batch_first else 1), seq_len = cnp.PyArray_DIM(x, 1 if batch_first else 0)
+        cdef c_api.frnn_recurrent_call call = self.call_of(batch, seq_len, threads)
+        cdef Py_ssize_t features
+        cdef c_api.c_bool finished
+        cdef void *memory
+        call.x = floats(x)
+        call.x_batch_stride = self.input_size * (seq_len if batch_first else 1)
+        call.x_time_stride = self.input_size * (1 if batch_first else batch)
+        if y is not None:
+            features = cnp.PyArray_DIM(<cnp.ndarray> y, 2)
+            call.y = <float *> floats(y)
+            call.y_batch_stride = features * (seq_len if batch_first else 1)
+            call.y_time_stride = features * (1 if batch_first else batch)
+            if reverse_output and seq_len > 0:
+                call.y += (seq_len - 1) * call.y_time_stride
+                call.y_time_stride = -call.y_time_stride
+        call.h_0, call.c_0 = floats(h_0), floats(c_0)
+        call.h_n, call.c_n = <float *> floats(h_n), <float *> floats(c_n)
+        if lengths is not None:
+            call.lengths = <const int64_t *> cnp.PyArray_DATA(<cnp.ndarray> lengths)
+        if times is not None:
+            call.times = <const int64_t *> cnp.PyArray_DATA(<cnp.ndarray> times)
+        call.padding = PADDINGS[padding]
+        memory = scratch(c_api.frnn_recurrent_scratch(self.net, &call))
+        if self.flops_a_step * batch * seq_len < KEEP_GIL_FLOPS:
+            finished = c_api.frnn_recurrent_forward(self.net, &call, memory)
+        else:
+            with nogil:
+                finished = c_api.frnn_recurrent_forward(self.net, &call, memory)
+        if not finished:
+            raise_pending()
+
+
+# ---- Dense ----
+
+cdef class DenseHandle:
+    """A packed dense layer."""
+
+    cdef c_api.frnn_dense *layer
+
+    def __cinit__(self, cnp.ndarray weight, bias, tuple act, str backend):
+        check(c_api.frnn_dense_create(&self.layer, cnp.PyArray_DIM(weight, 1), cnp.PyArray_DIM(weight, 0), floats(weight), floats(bias),
+                                      activation(act), BACKENDS[backend]))
+
+    def __dealloc__(self):
+        c_api.frnn_dense_free(self.layer)
+
+    @property
+    def nbytes(self):
+        """Bytes of packed weights."""
+        return c_api.frnn_dense_bytes(self.layer)
+
+    def forward(self, Py_ssize_t rows, cnp.ndarray x, cnp.ndarray y, size_t threads):
+        """y = activation(x W^T + b) for `rows` rows."""
+        cdef const float *from_x = floats(x)
+        cdef float *to_y = <float *> floats(y)
+        cdef void *memory = scratch(c_api.frnn_dense_scratch(self.layer, rows, threads))
+        with nogil:
+            c_api.frnn_dense_forward(self.layer, rows, from_x, to_y, threads, memory)
+
+
+# ---- Elements and rows ----
+
+def activate(tuple act, cnp.ndarray x, cnp.ndarray y):
+    """y = activation(x)"""
+    cdef c_api.frnn_activation a = activation(act)
+    cdef const float *from_x = floats(x)
+    cdef float *to_y = <float *> floats(y)
+    cdef size_t n = cnp.PyArray_SIZE(x)
+    with nogil:
+        c_api.frnn_activate(a, n, from_x, to_y)
+
+
+def softmax(Py_ssize_t rows, Py_ssize_t n, cnp.ndarray x, cnp.ndarray y, bint logarithm):
+    """y = softmax(x) over each row of n"""
+    cdef const float *from_x = floats(x)
+    cdef float *to_y = <float *> floats(y)
+    with nogil:
+        c_api.frnn_softmax(rows, n, from_x, to_y, logarithm)
+
+
+def layer_norm(Py_ssize_t rows, Py_ssize_t n, cnp.ndarray x, weight, bias, float eps, cnp.ndarray y):
+    """y = (x - mean) / sqrt(var + eps) * weight + bias over each row of n"""
+    cdef const float *from_x = floats(x)
+    cdef const float *w = floats(weight)
+    cdef const float *b = floats(bias)
+    cdef float *to_y = <float *> floats(y)
+    with nogil:
+        c_api.frnn_layer_norm(rows, n, from_x, w, b, eps, to_y)
+
+
+def scale_shift(Py_ssize_t rows, Py_ssize_t n, cnp.ndarray x, cnp.ndarray scale, cnp.ndarray shift, cnp.ndarray y):
+    """y = x * scale + shift over each row of n"""
+    cdef const float *from_x = floats(x)
+    cdef const float *by = floats(scale)
+    cdef const float *plus = floats(shift)
+    cdef float *to_y = <float *> floats(y)
+    with nogil:
+        c_api.frnn_scale_shift(rows, n, from_x, by, plus, to_y)

@@ -1,0 +1,57 @@
+"""Arrays at the border: whatever users have becomes what the kernels take, and nothing else passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .errors import ShapeError
+
+F32 = np.dtype(np.float32)
+
+
+def as_array(value: Any) -> np.ndarray:
+    """A NumPy view of an array-like: ndarray, torch tensor, DLPack object, nested list."""
+    if isinstance(value, np.ndarray):
+        return value
+    if hasattr(value, "detach"):  # a torch tensor; NumPy knows no gradients, no other devices and no bfloat16
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":
+            value = value.float()
+    if hasattr(value, "__dlpack__"):
+        try:
+            return np.from_dlpack(value)
+        except (BufferError, RuntimeError, TypeError):
+            pass  # not on the CPU, or of a dtype that NumPy has no word for: the array protocol may still know
+    return np.asarray(value)
+
+
+def as_float32(value: Any, name: str) -> np.ndarray:
+    """``value`` as an aligned C-contiguous float32 array, without a copy where it is one already.
+
+    Casts follow NumPy's ``same_kind``, and integers are accepted too; complex numbers, text and objects are a
+    :class:`~fastrnn.errors.ShapeError`.
+
+    >>> as_float32([1, 2], "x")
+    array([1., 2.], dtype=float32)
+    """
+    if type(value) is np.ndarray and value.dtype is F32 and value.flags.c_contiguous and value.flags.aligned:
+        return value
+    array = as_array(value)
+    if not np.can_cast(array.dtype, F32, "same_kind"):
+        raise ShapeError(f"{name} must hold real numbers (float32, or what casts to it), got dtype {array.dtype}")
+    return np.require(array, F32, ["C", "A"])
+
+
+def check_out(array: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """An output array given by the caller: float32, C-contiguous, writable, exactly of ``shape``."""
+    if type(array) is np.ndarray and array.dtype is F32 and array.shape == shape and array.flags.carray:
+        return array
+    if not isinstance(array, np.ndarray):
+        raise ShapeError(f"{name} must be a NumPy array to write to, got {type(array).__name__}")
+    if array.dtype != F32 or array.shape != shape:
+        raise ShapeError(f"{name} must be float32 of shape {shape}, got {array.dtype} of shape {array.shape}")
+    if not array.flags.carray:
+        raise ShapeError(f"{name} must be C-contiguous, aligned and writable; make it with numpy.empty{(shape, 'numpy.float32')}")
+    return array

@@ -1,0 +1,363 @@
+"""Layers without time: names, shapes and checks over the kernels.
+
+A layer is built from arrays or from a :class:`~fastrnn.spec.Node`, is immutable, and may be called from any number of
+threads.  Recurrent layers are in :mod:`fastrnn.recurrent`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from . import _core, runtime
+from .arrays import as_array, as_float32
+from .errors import ShapeError
+from .spec import OPS, ROW_ACTIVATIONS, Node, activation
+
+Inputs = Sequence[np.ndarray | None]
+Outputs = tuple[np.ndarray, ...]
+
+
+def make_node(op: str, name: str, weights: dict[str, Any], attrs: dict[str, Any]) -> Node:
+    """A stand-alone node: tensors named as ``OPS`` names them, absent weights and default attributes left out."""
+    arrays = {key: as_float32(value, key) for key, value in weights.items() if value is not None}
+    given = {key: value for key, value in attrs.items() if value != OPS[op].attrs[key]}
+    plain = [tuple(n.rstrip("?") for n in names) for names in (OPS[op].inputs, OPS[op].outputs)]
+    return Node(op, name, plain[0], plain[1], given, arrays)
+
+
+class Layer:
+    """What all layers share.
+
+    Attributes
+    ----------
+    node : Node
+        Weights and attributes, framework-neutral.
+    name : str
+        What errors and reports call the layer.
+    nbytes : int
+        Bytes of packed weights.
+    """
+
+    op: ClassVar[str]
+    node: Node
+    threads: int | None = None
+
+    def __init__(self, node: Node, backend: str | None = None):
+        self.node = node
+        self.name = node.name
+        self._backend = backend
+        problems = list(self._problems())
+        if problems:
+            raise ShapeError(f"{self.op} {self.name!r}: " + "; ".join(problems))
+        self._build()
+
+    @classmethod
+    def from_node(cls, node: Node, backend: str | None = None) -> Layer:
+        """Build from a description; shapes are checked, weights are packed."""
+        layer = cls.__new__(cls)
+        Layer.__init__(layer, node, backend)
+        return layer
+
+    def _problems(self) -> Sequence[str]:
+        return ()
+
+    def _build(self) -> None:
+        pass
+
+    def run_node(self, inputs: Inputs) -> Outputs:
+        """Outputs of the node for its inputs, in the order of ``OPS``."""
+        raise NotImplementedError
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of packed weights."""
+        return 0
+
+    def explain(self) -> dict[str, Any]:
+        """How the layer runs: kernel, instruction set, bytes of weights."""
+        return {"layer": self.name, "op": self.op, "backend": "numpy", "nbytes": self.nbytes}
+
+    def _threads(self) -> int:
+        return self.threads or runtime.get_num_threads()
+
+    def __call__(self, x: Any) -> np.ndarray:
+        """Run the layer on one array."""
+        return self.run_node([self._input(x)])[0]
+
+    def _input(self, x: Any) -> np.ndarray:
+        return as_float32(x, f"the input of {self.name!r}")
+
+    def __reduce__(self) -> tuple[Callable[..., Layer], tuple[Any, ...]]:
+        return type(self).from_node, (self.node, self._backend)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{key}={value.shape}" for key, value in self.node.weights.items())
+        return f"{type(self).__name__}({shapes})"
+
+
+def _vector_problems(node: Node, size: int, names: Sequence[str]) -> list[str]:
+    return [
+        f"{name} must be ({size},), got {node.weights[name].shape}"
+        for name in names
+        if name in node.weights and node.weights[name].shape != (size,)
+    ]
+
+
+def _rows(x: np.ndarray, size: int, name: str) -> int:
+    """Number of rows of ``size`` features in x."""
+    if x.ndim == 0 or x.shape[-1] != size:
+        raise ShapeError(f"{name!r} takes arrays whose last axis is {size}, got shape {x.shape}")
+    return x.size // size if size else 0
+
+
+def _apply(value: tuple[str, float, float], x: np.ndarray, y: np.ndarray) -> None:
+    if value[0] in ROW_ACTIVATIONS:
+        n = x.shape[-1] if x.ndim else 1
+        _core.softmax(x.size // n if n else 0, n, x, y, value[0] == "log_softmax")
+    else:
+        _core.activate(value, x, y)
+
+
+class Dense(Layer):
+    """Fully connected layer.
+
+    Computes ``y = activation(x @ weight.T + bias)`` over the last axis of x.
+
+    Parameters
+    ----------
+    weight : (output_size, input_size) float32
+    bias : (output_size,) float32, optional
+    activation : str or (str, alpha, beta)
+        A key of ``fastrnn.spec.ACTIVATIONS``.
+
+    Raises
+    ------
+    ShapeError
+        Shapes do not fit together; raised when the layer is built, or when x does not fit it.
+
+    Examples
+    --------
+    >>> layer = Dense(np.eye(3, dtype=np.float32)[:2], activation="relu")
+    >>> layer([[-1.0, 2.0, 5.0]])
+    array([[0., 2.]], dtype=float32)
+    """
+
+    op = "dense"
+
+    def __init__(
+        self, weight: Any, bias: Any = None, *, activation: Any = "linear", name: str = "dense", backend: str | None = None
+    ):
+        weights = {"weight": weight, "bias": bias}
+        super().__init__(make_node("dense", name, weights, {"activation": activation}), backend)
+
+    def _problems(self) -> Sequence[str]:
+        weight = self.node.weights["weight"]
+        if weight.ndim != 2:
+            return [f"weight must be (output_size, input_size), got {weight.shape}"]
+        return _vector_problems(self.node, weight.shape[0], ["bias"])
+
+    def _build(self) -> None:
+        weight = self.node.weights["weight"]
+        self.output_size, self.input_size = weight.shape
+        self._activation = activation(self.node.attr("activation"))
+        self._by_row = self._activation[0] in ROW_ACTIVATIONS
+        self._used_backend = runtime.choose_backend(self._backend)
+        fused = activation("linear") if self._by_row else self._activation
+        self._handle = _core.DenseHandle(weight, self.node.weights.get("bias"), fused, self._used_backend)
+        self._isa = _core.isa()
+
+    def run_node(self, inputs: Inputs) -> Outputs:
+        x = inputs[0]
+        assert x is not None
+        rows = _rows(x, self.input_size, self.name)
+        y = np.empty((*x.shape[:-1], self.output_size), np.float32)
+        self._handle.forward(rows, x, y, self._threads())
+        if self._by_row:
+            _apply(self._activation, y, y)
+        return (y,)
+
+    @property
+    def nbytes(self) -> int:
+        return self._handle.nbytes
+
+    def explain(self) -> dict[str, Any]:
+        return super().explain() | {"backend": self._used_backend, "isa": self._isa}
+
+
+class Embedding(Layer):
+    """Rows of a table: ``y[...] = weight[ids[...]]``.
+
+    Parameters
+    ----------
+    weight : (rows, features) float32
+    mask_zero : bool
+        Keras' convention: id 0 means "no step"; the layer then also gives the mask ``ids != 0``.
+
+    Raises
+    ------
+    ShapeError
+        ids are not integers, or lie outside 0 .. rows - 1.
+    """
+
+    op = "embedding"
+
+    def __init__(self, weight: Any, *, mask_zero: bool = False, name: str = "embedding"):
+        super().__init__(make_node("embedding", name, {"weight": weight}, {"mask_zero": mask_zero}))
+
+    def _problems(self) -> Sequence[str]:
+        shape = self.node.weights["weight"].shape
+        return [] if len(shape) == 2 else [f"weight must be (rows, features), got {shape}"]
+
+    def _input(self, x: Any) -> np.ndarray:
+        return as_array(x)
+
+    def run_node(self, inputs: Inputs) -> Outputs:
+        ids = as_array(inputs[0])
+        table = self.node.weights["weight"]
+        whole = ids.dtype.kind in "iu" or (ids.dtype.kind == "f" and bool(np.all(np.floor(ids) == ids)))
+        if not whole and ids.size:
+            raise ShapeError(f"{self.name!r} takes whole numbers as ids, got dtype {ids.dtype}")
+        ids = ids.astype(np.int64, copy=False)
+        if ids.size and (ids.min() < 0 or ids.max() >= len(table)):
+            raise ShapeError(f"{self.name!r} takes ids from 0 to {len(table) - 1}, got {ids.min()} to {ids.max()}")
+        return np.take(table, ids, axis=0), ids != 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.node.weights["weight"].nbytes
+
+
+class Masking(Layer):
+    """Keras' Masking: steps whose features all equal ``mask_value`` become zeros, and False in the mask."""
+
+    op = "masking"
+
+    def __init__(self, mask_value: float = 0.0, *, name: str = "masking"):
+        super().__init__(make_node("masking", name, {}, {"mask_value": mask_value}))
+
+    def run_node(self, inputs: Inputs) -> Outputs:
+        x = inputs[0]
+        assert x is not None
+        mask = np.any(x != np.float32(self.node.attr("mask_value")), axis=-1)
+        return np.where(mask[..., None], x, np.float32(0)), mask
+
+
+class LayerNorm(Layer):
+    """Layer normalisation (Ba et al. 2016) over the last axis, or over all axes that weight has.
+
+    Computes ``y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias``.
+
+    Parameters
+    ----------
+    weight, bias : float32 arrays of one shape, optional
+    eps : float
+    axes : int
+        Number of trailing axes, where there is no weight.
+    """
+
+    op = "layer_norm"
+
+    def __init__(
+        self, weight: Any = None, bias: Any = None, *, eps: float = 1e-5, axes: int = 1, name: str = "layer_norm"
+    ):
+        super().__init__(make_node("layer_norm", name, {"weight": weight, "bias": bias}, {"eps": eps, "axes": axes}))
+
+    def _problems(self) -> Sequence[str]:
+        shapes = {value.shape for value in self.node.weights.values()}
+        return [f"weight and bias must have one shape, got {sorted(shapes)}"] if len(shapes) > 1 else []
+
+    def run_node(self, inputs: Inputs) -> Outputs:
+        x, weights = inputs[0], self.node.weights
+        assert x is not None
+        shape = next((value.shape for value in weights.values()), None)
+        axes = self.node.attr("axes") if shape is None else len(shape)
+        if x.ndim < axes or (shape is not None and x.shape[x.ndim - axes :] != shape):
+            raise ShapeError(f"{self.name!r} takes arrays that end in {shape or f'{axes} axes'}, got shape {x.shape}")
+        y = np.empty(x.shape, np.float32)
+        n = int(np.prod(x.shape[x.ndim - axes :]))
+        _core.layer_norm(x.size // n if n else 0, n, x, weights.get("weight"), weights.get("bias"), self.node.attr("eps"), y)
+        return (y,)
+
+
+class BatchNorm(Layer):
+    """Batch normalisation at inference: ``y = (x - mean) / sqrt(var + eps) * weight + bias`` per feature.
+
+    Parameters
+    ----------
+    mean, var : (features,) float32
+    weight, bias : (features,) float32, optional
+    eps : float
+    channels_first : bool
+        Features are axis 1 instead of the last one.
+    """
+
+    op = "batch_norm"
+
+    def __init__(
+        self,
+        mean: Any,
+        var: Any,
+        weight: Any = None,
+        bias: Any = None,
+        *,
+        eps: float = 1e-5,
+        channels_first: bool = False,
+        name: str = "batch_norm",
+    ):
+        weights = {"mean": mean, "var": var, "weight": weight, "bias": bias}
+        super().__init__(make_node("batch_norm", name, weights, {"eps": eps, "channels_first": channels_first}))
+
+    def _problems(self) -> Sequence[str]:
+        mean = self.node.weights["mean"]
+        if mean.ndim != 1:
+            return [f"mean must be (features,), got {mean.shape}"]
+        return _vector_problems(self.node, len(mean), ["var", "weight", "bias"])
+
+    def _build(self) -> None:
+        w = {key: value.astype(np.float64) for key, value in self.node.weights.items()}
+        scale = w.get("weight", 1.0) / np.sqrt(w["var"] + self.node.attr("eps"))
+        self._scale = np.ascontiguousarray(scale, np.float32)
+        self._shift = np.ascontiguousarray(w.get("bias", 0.0) - w["mean"] * scale, np.float32)
+
+    def run_node(self, inputs: Inputs) -> Outputs:
+        x = inputs[0]
+        assert x is not None
+        if self.node.attr("channels_first") and x.ndim > 2:
+            (y,) = self._last(np.ascontiguousarray(np.moveaxis(x, 1, -1)))
+            return (np.ascontiguousarray(np.moveaxis(y, -1, 1)),)
+        return self._last(x)
+
+    def _last(self, x: np.ndarray) -> Outputs:
+        n = len(self._scale)
+        rows = _rows(x, n, self.name)
+        y = np.empty(x.shape, np.float32)
+        _core.scale_shift(rows, n, x, self._scale, self._shift, y)
+        return (y,)
+
+
+class Activation(Layer):
+    """An activation by itself; softmax and log_softmax run over the last axis.
+
+    Examples
+    --------
+    >>> Activation("relu")([-1.0, 2.0])
+    array([0., 2.], dtype=float32)
+    """
+
+    op = "activation"
+
+    def __init__(self, activation: Any, *, name: str = "activation"):
+        super().__init__(make_node("activation", name, {}, {"activation": activation}))
+
+    def _build(self) -> None:
+        self._activation = activation(self.node.attr("activation"))
+
+    def run_node(self, inputs: Inputs) -> Outputs:
+        x = inputs[0]
+        assert x is not None
+        y = np.empty(x.shape, np.float32)
+        _apply(self._activation, x, y)
+        return (y,)

@@ -1,0 +1,231 @@
+"""Model files -> ModelSpec.
+
+``FORMATS`` is the registry.  To add a format, write one module here with ``load_spec(path, **options)`` and
+``load_tensors(path)``, and add its row; modules are imported when a file needs them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import FastrnnError, FormatError, UnsupportedError
+from ..spec import OPS, ModelSpec, Node
+from .files import map_file, name_list, short
+
+__all__ = ["FORMATS", "Format", "find_format", "load_layer_nodes", "load_spec", "load_tensors"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A row of the registry.
+
+    ``sniff`` looks at the mapped file; contents count for more than the suffix.  ``options`` are the keywords of the
+    module's ``load_spec``.  A format with ``has_graph`` describes its layers; the others only name tensors, and their
+    modules have ``open_tensors(path) -> TensorFile``.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    sniff: Callable[[memoryview], bool]
+    module: str
+    options: tuple[str, ...] = ()
+    has_graph: bool = False
+
+
+def _member_names(file: memoryview) -> Iterable[str]:
+    from .archive import MAGIC, read_directory
+
+    if file[:4] != MAGIC:
+        return ()
+    try:
+        return read_directory(file)
+    except FormatError:  # the loader that the suffix chooses reports it
+        return ()
+
+
+def _is_torch(file: memoryview) -> bool:
+    return file[:1] == b"\x80" or any(name.endswith("/data.pkl") for name in _member_names(file))
+
+
+def _is_keras(file: memoryview) -> bool:
+    return file[:8] == b"\x89HDF\r\n\x1a\n" or "config.json" in _member_names(file)
+
+
+def _is_safetensors(file: memoryview) -> bool:
+    return file[8:9] == b"{" and int.from_bytes(file[:8], "little") <= len(file) - 8
+
+
+def _is_native(file: memoryview) -> bool:
+    from .native import FORMAT
+    from .safetensors import read_header
+
+    try:
+        return _is_safetensors(file) and read_header(file)[1].get("format") == FORMAT
+    except (FormatError, UnsupportedError):
+        return False
+
+
+FORMATS = (
+    Format("native", (".frnn",), _is_native, "native", has_graph=True),
+    Format("safetensors", (".safetensors",), _is_safetensors, "safetensors", ("prefix", "nonlinearity")),
+    Format("torch", (".pt", ".pth"), _is_torch, "torch", ("prefix", "nonlinearity")),
+    Format("keras", (".keras", ".h5", ".hdf5"), _is_keras, "keras", ("config",), has_graph=True),
+)
+
+_NOT_YET = {".onnx": "ONNX", ".ort": "ONNX Runtime"}
+
+
+def find_format(path: str | os.PathLike[str]) -> Format:
+    """Find out by its contents, or else by its suffix, of which format a file is.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is nothing at ``path``.
+    FormatError
+        It is not a regular file, is empty, or is of no known format.
+    UnsupportedError
+        It is of a format that this version does not read.
+    """
+    file = map_file(path)
+    suffix = Path(path).suffix.lower()
+    for by_contents in FORMATS:
+        if by_contents.sniff(file):
+            return by_contents
+    for by_suffix in FORMATS:
+        if suffix in by_suffix.suffixes:
+            return by_suffix
+    known = ", ".join(suffix for row in FORMATS for suffix in row.suffixes)
+    if suffix in _NOT_YET:
+        raise UnsupportedError(
+            f"{os.fspath(path)!r}: this version of fastrnn does not read {_NOT_YET[suffix]} yet;"
+            f" load the model that it was exported from ({known})"
+        )
+    raise FormatError(
+        f"{os.fspath(path)!r} starts with {short(bytes(file[:8]))}, which no known format does; expected one of {known}"
+    )
+
+
+def load_spec(path: str | os.PathLike[str], **options: Any) -> ModelSpec:
+    """Load a model of any known format.
+
+    Parameters
+    ----------
+    path : path
+        A ``.frnn``, ``.keras``, ``.h5``, ``.pt``, ``.pth`` or ``.safetensors`` file.
+    **options
+        ``prefix`` and ``nonlinearity`` for state_dicts (.pt, .pth, .safetensors), ``config`` for Keras weights.
+
+    Raises
+    ------
+    FastrnnError
+        The file cannot be read; the message starts with its name and says why, and what to do.
+    """
+    row = find_format(path)
+    _check_options(path, row, options)
+    with _Named(path):
+        return _module(row).load_spec(path, **options)
+
+
+def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Read the raw arrays of a model file by name; nested checkpoint dictionaries are joined with dots."""
+    row = find_format(path)
+    with _Named(path):
+        return _module(row).load_tensors(path)
+
+
+def load_layer_nodes(
+    path: str | os.PathLike[str], names: Iterable[str] | Mapping[str, Any], **options: Any
+) -> dict[str, Node]:
+    """Load single layers of a larger file.
+
+    Parameters
+    ----------
+    path : path
+        A model file of any known format.
+    names : list of str, or mapping of str to kind
+        Prefixes of tensors ("encoder.lstm"), below the top or below a nested dictionary of a checkpoint; for formats
+        that describe their layers, names of layers.  A kind is a key of ``spec.OPS`` or a class with such an attribute
+        ``op``; with a list it follows from the shapes of the tensors where these leave no doubt.
+    **options
+        As in ``load_spec``, for formats that describe their layers.
+
+    Returns
+    -------
+    dict
+        A node for each name, wired to stand alone: from x (and h_0, c_0) to y (and h_n, c_n).
+    """
+    from .state_dict import layer_nodes, wiring
+
+    kinds = _kinds(names)
+    row = find_format(path)
+    with _Named(path):
+        if not row.has_graph:
+            _check_options(path, row, options, allowed=())
+            file = _module(row).open_tensors(path)
+            return layer_nodes(file, file.roots, kinds)
+        _check_options(path, row, options)
+        nodes = {node.name: node for node in _module(row).load_spec(path, **options).nodes}
+        absent = [name for name in kinds if name not in nodes]
+        if absent:
+            raise FormatError(f"no layers called {name_list(absent)} in the file; its layers: {name_list(nodes)}")
+        found = {name: nodes[name].op for name in kinds}
+        wrong = [
+            f"{name} is {found[name]}, not {kind}" for name, kind in kinds.items() if kind not in (None, found[name])
+        ]
+        if wrong:
+            raise FormatError(f"layers are of another kind: {name_list(wrong)}; ask for what they are")
+        for name in kinds:
+            nodes[name].inputs, nodes[name].outputs = wiring(found[name])
+        return {name: nodes[name] for name in kinds}
+
+
+def _kinds(names: Iterable[str] | Mapping[str, Any]) -> dict[str, str | None]:
+    if isinstance(names, str):
+        raise UnsupportedError(f"names is the text {names!r}, expected a list of names or a mapping; write [{names!r}]")
+    given = names if isinstance(names, Mapping) else dict.fromkeys(names)
+    kinds = {name: getattr(kind, "op", kind) for name, kind in given.items()}
+    unknown = [f"{name}: {kind}" for name, kind in kinds.items() if kind is not None and kind not in _LOADABLE]
+    if unknown:
+        raise UnsupportedError(f"not kinds of layers with weights: {name_list(unknown)}; known: {', '.join(_LOADABLE)}")
+    return kinds
+
+
+_LOADABLE = tuple(name for name, op in OPS.items() if op.weights)
+
+
+def _check_options(
+    path: str | os.PathLike[str], row: Format, options: Mapping[str, Any], allowed: tuple[str, ...] | None = None
+) -> None:
+    known = row.options if allowed is None else allowed
+    unknown = [key for key in options if key not in known]
+    if unknown:
+        raise UnsupportedError(
+            f"{os.fspath(path)!r} is read as {row.name}, which has no option {name_list(unknown)} here;"
+            f" its options: {', '.join(known) or 'none'}"
+        )
+
+
+def _module(row: Format) -> Any:
+    return import_module(f".{row.module}", __name__)
+
+
+class _Named:
+    """Puts the name of the file before the message of an error."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = os.fspath(path)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, FastrnnError):
+            error.args = (f"{self.path!r}: {error}",)

@@ -1,0 +1,137 @@
+"""Files as the loaders see them: mapped read-only, and named tensors that are read on demand."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import FormatError, UnsupportedError
+
+
+def map_file(path: str | os.PathLike[str]) -> memoryview:
+    """Map a regular file read-only; the mapping lives as long as any view of it.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is nothing at ``path``.
+    FormatError
+        It is a directory, a device or a pipe, or it is empty.
+    """
+    path = os.fspath(path)
+    try:
+        status = Path(path).stat()
+    except FileNotFoundError:
+        here = str(Path.cwd())
+        raise FileNotFoundError(
+            f"no file at {path!r} (current folder: {here!r}); check the name, relative paths start there"
+        ) from None
+    except ValueError as error:  # a NUL in the name
+        raise FormatError(f"{path!r} is not a path: {error}; check the name") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise FormatError(f"{path!r} is a directory, expected a file; name the model file inside it")
+    if not stat.S_ISREG(status.st_mode):
+        raise FormatError(f"{path!r} is not a regular file; copy its contents into one first")
+    if status.st_size == 0:
+        raise FormatError(f"{path!r} is empty; was the download or the save interrupted?")
+    with open(path, "rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def write_file(path: str | os.PathLike[str], chunks: Iterable[bytes | memoryview]) -> None:
+    """Write a file so that it appears complete or not at all, also after a crash: a new file, flushed, then renamed."""
+    target = Path(path).resolve()
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        with open(handle, "wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink()
+        raise
+    if hasattr(os, "O_DIRECTORY"):  # the new name, too, must survive a crash
+        folder_handle = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder_handle)
+        finally:
+            os.close(folder_handle)
+
+
+class TensorFile(Mapping[str, np.ndarray]):
+    """Tensors of a file by name; one is read when it is asked for.
+
+    ``roots`` are the prefixes at which a model may start: "" and, in a checkpoint of nested dictionaries, the path of
+    each dictionary with a dot at its end.
+    """
+
+    def __init__(self, entries: dict[str, Any], read: Callable[[str], np.ndarray], roots: Iterable[str] = ("",)):
+        self._entries, self._read, self.roots = entries, read, tuple(roots)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._entries:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:  # without reading it
+        return name in self._entries
+
+
+def view_array(
+    data: memoryview,
+    dtype: str,
+    shape: tuple[int, ...],
+    offset: int,
+    strides: tuple[int, ...] | None = None,
+    big_endian: bool = False,
+) -> np.ndarray:
+    """View bytes as an array; "bfloat16" is widened to float32, and bool made 0 or 1.
+
+    Offset and strides are in bytes; the caller has checked that they stay inside of ``data``.
+    """
+    stored = {"bfloat16": "u2", "bool": "u1"}.get(dtype, dtype)
+    if 0 in shape:
+        array = np.empty(shape, stored)
+    else:
+        array = np.ndarray(shape, np.dtype(stored).newbyteorder(">" if big_endian else "<"), data, offset, strides)
+    if dtype == "bfloat16":  # the upper half of a float32
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array != 0 if dtype == "bool" else array
+
+
+def name_list(names: Iterable[object], most: int = 40) -> str:
+    """Names for an error message, quoted and sorted; a list longer than ``most`` ends in its count."""
+    texts = sorted(short(name) for name in names)
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
+
+
+def short(value: object, most: int = 80) -> str:
+    """A value from a file, safe to print: short, and never the inside of a container."""
+    if isinstance(value, (list, tuple, dict)):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value[:most]) if isinstance(value, (str, bytes)) else repr(value)
+    return text if len(text) <= most + 2 else text[:most] + "..."
+
+
+def need(package: str, extra: str) -> UnsupportedError:
+    """The error for an optional package that is not installed."""
+    return UnsupportedError(f'this needs {package}, which is not installed: pip install "fastrnn[{extra}]"')

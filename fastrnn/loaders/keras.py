@@ -1,0 +1,170 @@
+"""Weights and graphs from Keras, without Keras or TensorFlow: files are read as JSON and HDF5, and nothing in them runs.
+
+Supported are Sequential and functional models, nested ones included, of the layers of
+:data:`fastrnn.loaders.keras_layers.CONVERTERS`, saved by Keras 2 or 3 as ``.keras``, ``.h5`` or ``.weights.h5``; and the
+same as live Keras 3 objects.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import FormatError, UnsupportedError
+from ..spec import ModelSpec
+from .hdf5 import Stored
+from .keras_file import NEWEST, LayerWeights, live_config, open_checkpoint, read_config
+from .keras_graph import MODELS, build_spec, find_layers, layer_spec
+
+
+def load_spec(
+    path: str | os.PathLike[str], *, config: Any = None, outputs: Iterable[str] | None = None
+) -> ModelSpec:
+    """Load a whole model.
+
+    Parameters
+    ----------
+    path : str or path
+        A ``.keras`` or ``.h5`` file, or with ``config`` a file of weights alone.  Its content tells what it is.
+    config : dict, path or Keras model, optional
+        The model that the weights belong to: ``model.get_config()``, a file with ``model.to_json()``, a ``.keras`` or
+        ``.h5`` file, or the model itself.
+    outputs : list of str, optional
+        Layers or tensors to compute; everything that they do not need is left out.  A layer stands for its model
+        outputs, or for all its outputs where it has none.  Default: the outputs of the model.
+
+    Returns
+    -------
+    ModelSpec
+        Tensors have the names of the layers that make them; the second output of a layer is ``name:1``.
+
+    Raises
+    ------
+    FormatError
+        The file is damaged or hostile, or the configuration does not fit the weights.
+    UnsupportedError
+        It needs layers or options that are not supported, all of them named; or h5py is not installed.
+
+    Notes
+    -----
+    A ``stateful`` layer computes what Keras computes right after ``reset_states()``.  ``dropout`` and
+    ``recurrent_dropout`` are for training.
+    """
+    with open_checkpoint(path) as checkpoint:
+        model, version = checkpoint.config, checkpoint.version
+        if config is not None:
+            model, stated = read_config(config)
+            version = version or stated
+        if model is None:
+            raise FormatError(
+                f"{checkpoint.where}: has weights and no configuration; pass config=FILE_OR_MODEL: the .keras, .h5 or .json"
+                " file of the model, its get_config(), or the live model; single layers: load_layers()"
+            )
+        return build_spec(model, checkpoint.weights, version or NEWEST, checkpoint.where, outputs)
+
+
+def load_layers(
+    path: str | os.PathLike[str], layers: Iterable[str] | Mapping[str, Any], *, config: Any = None
+) -> dict[str, ModelSpec]:
+    """Load single layers, for models that cannot be loaded as a whole.
+
+    Parameters
+    ----------
+    path : str or path
+        Any file that :func:`load_spec` or :func:`load_tensors` reads.
+    layers : list of str, or dict
+        Names of layers of the model; or, where the file has no configuration, where the weights of each layer start
+        in the file ("rnn_1", "layers/lstm") and its class or its whole serialized form
+        ``{"class_name": "LSTM", "config": {...}}``.  Units and biases then follow from the weights, and what else is
+        not given is as in Keras' constructor, but ``reset_after`` of a GRU, which is False.
+    config : optional
+        As for :func:`load_spec`.
+
+    Returns
+    -------
+    dict
+        A spec for each layer, its input called x.  A recurrent layer also gives its final state.
+
+    Raises
+    ------
+    FormatError, UnsupportedError
+        As for :func:`load_spec`; also where the file has no such layer.
+    """
+    with open_checkpoint(path) as checkpoint:
+        where, weights = checkpoint.where, checkpoint.weights
+        version = checkpoint.version or NEWEST
+        if not isinstance(layers, Mapping):
+            model, stated = (checkpoint.config, None) if config is None else read_config(config)
+            if model is None:
+                raise FormatError(f"{where}: has no configuration; pass config=FILE_OR_MODEL, or a dict of names and classes")
+            version = checkpoint.version or stated or NEWEST
+            found = find_layers(model, weights, version, where, list(layers))
+            return {
+                name: layer_spec({"class_name": layer.class_name, "config": layer.config}, layer.weights, version, where)
+                for name, layer in found.items()
+            }
+        specs = {}
+        for prefix, kind in layers.items():
+            serialized = {"class_name": kind, "config": {}} if isinstance(kind, str) else kind
+            part = weights.part(prefix) if weights.by_path else weights.top(prefix)
+            if not part.found:
+                raise FormatError(f"{where}: no weight starts with {prefix!r}; load_tensors() shows all names")
+            specs[prefix] = layer_spec(serialized, part, version, f"{where}: {prefix}")
+        return specs
+
+
+def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Load the raw weights by their path in the HDF5 file; the state of an optimizer is left out.
+
+    Raises
+    ------
+    FormatError, UnsupportedError
+        The file is damaged or hostile; h5py is not installed.
+    """
+    with open_checkpoint(path) as checkpoint:
+        arrays = {stored.name: stored.read() for stored in checkpoint.weights.found.values()}
+    return {name: array.astype(array.dtype.newbyteorder("=")) for name, array in arrays.items()}
+
+
+def from_object(model_or_layer: Any, *, outputs: Iterable[str] | None = None) -> ModelSpec:
+    """Convert a live Keras 3 model or layer.
+
+    Parameters
+    ----------
+    model_or_layer : keras.Model or keras.layers.Layer
+        Built: called once, or with a known input shape.
+    outputs : list of str, optional
+        As for :func:`load_spec`; for models only.
+
+    Raises
+    ------
+    UnsupportedError
+        It is not built, not a Keras 3 object, or needs what is not supported.
+    """
+    config, version = live_config(model_or_layer)
+    where = f"{type(model_or_layer).__name__} {model_or_layer.name!r}"
+    if not model_or_layer.built:
+        raise UnsupportedError(f"{where} is not built, so it has no weights yet; call it once, or build(input_shape)")
+    is_model = config.get("class_name") in MODELS
+    layers = {layer.name: layer for layer in model_or_layer.layers} if is_model else {"": model_or_layer}
+    found = {
+        f"{name}/{variable.path}".lstrip("/"): _live_tensor(variable)
+        for name, layer in layers.items()
+        for variable in layer.weights
+    }
+    weights = LayerWeights(where, False, found)
+    if is_model:
+        return build_spec(config, weights, version, where, outputs)
+    return layer_spec(config, weights, version, where)
+
+
+def _live_tensor(variable: Any) -> Stored:
+    def read() -> np.ndarray:
+        import keras
+
+        return np.asarray(keras.ops.convert_to_numpy(variable), np.float32)
+
+    return Stored(variable.path, tuple(variable.shape), read)

@@ -1,0 +1,224 @@
+"""The configuration of a Keras layer: its values, checked, and its activations, translated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import FormatError, UnsupportedError
+from ..spec import OPS, Node
+from .files import name_list, short
+from .keras_file import LayerWeights, Version
+from .limits import MAX_UNITS
+
+Shape = tuple[int | None, ...]
+Config = Mapping[str, Any]
+Activation = str | tuple[str | float, ...]
+
+ACTIVATIONS: dict[str, Activation] = {
+    # Keras' name: ours; hard_sigmoid is not here, its slope depends on the version
+    "linear": "linear",
+    "sigmoid": "sigmoid",
+    "tanh": "tanh",
+    "relu": "relu",
+    "relu6": "relu6",
+    "leaky_relu": ("leaky_relu", 0.2),
+    "elu": "elu",
+    "selu": "selu",
+    "softplus": "softplus",
+    "softsign": "softsign",
+    "exponential": "exp",
+    "silu": "silu",
+    "swish": "silu",
+    "hard_silu": "hard_swish",
+    "hard_swish": "hard_swish",
+    "hard_tanh": "hard_tanh",
+    "gelu": "gelu",
+    "mish": "mish",
+    "log_sigmoid": "log_sigmoid",
+    "softmax": "softmax",
+    "log_softmax": "log_softmax",
+}
+
+ACTIVATION_LAYERS = ("Activation", "ReLU", "LeakyReLU", "ThresholdedReLU", "ELU", "Softmax")
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the graph; ``mask`` is the name of the tensor that masks its steps, or empty."""
+
+    name: str
+    shape: Shape | None = None
+    mask: str = ""
+
+    @property
+    def features(self) -> int | None:
+        """The size of the last axis, if it is known."""
+        return self.shape[-1] if self.shape else None
+
+    def require_rank(self, rank: int) -> None:
+        """Raise ``FormatError`` unless the tensor can have ``rank`` axes."""
+        if self.shape is not None and len(self.shape) != rank:
+            raise FormatError(f"its input has shape {self.shape}, expected {rank} axes; the configuration is inconsistent")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one layer.  ``name`` is that of its node and of its first output, ``states`` the initial ones."""
+
+    name: str
+    class_name: str
+    config: Config
+    weights: LayerWeights
+    version: Version
+    x: Value
+    states: tuple[Value, ...] = ()
+
+
+Converted = tuple[list[Node], list[Value]]
+
+
+def node(op: str, name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], attrs: Config, weights: Any = None) -> Node:
+    """A node without the attributes that have their default and without the absent tensors at the end."""
+    given = {key: value for key, value in attrs.items() if value != OPS[op].attrs[key]}
+    while inputs and not inputs[-1]:
+        inputs = inputs[:-1]
+    return Node(op, name, inputs, outputs, given, weights or {})
+
+
+def section(config: Config, key: str, default: Config | None = None) -> Config:
+    """A nested object of a configuration."""
+    value = config.get(key, default)
+    if not isinstance(value, Mapping):
+        raise FormatError(f"{key!r} is {short(value)}, expected an object; the configuration is damaged")
+    return value
+
+
+def class_and_config(value: Any, what: str) -> tuple[str, Config]:
+    """The class and the configuration of a serialized layer, cell or model; classes of others are prefixed.
+
+    A class that is registered by somebody else, or that comes from another module, is not the one of Keras that has
+    the same name.
+    """
+    if not isinstance(value, Mapping) or not isinstance(value.get("class_name"), str):
+        raise FormatError(f"{what} is {short(value)}, expected an object with a class_name; the configuration is damaged")
+    class_name, module, registered = value["class_name"], value.get("module"), value.get("registered_name")
+    parts = str(module or "keras").split(".")
+    if parts[0] not in ("keras", "tf_keras", "tensorflow") or "ops" in parts or registered not in (None, class_name):
+        class_name = f"{registered or module}>{class_name}" if registered != class_name else f"{module}>{class_name}"
+    config = value.get("config", {})
+    if isinstance(config, list) and class_name == "Sequential":  # Keras before 2.2.3
+        config = {"layers": config}
+    if not isinstance(config, Mapping):
+        raise FormatError(f"the configuration of {what} is {short(config)}, expected an object; the file is damaged")
+    return class_name, config
+
+
+def text(value: Any, what: str) -> str:
+    """A text that must be there."""
+    if not isinstance(value, str) or not value:
+        raise FormatError(f"{what} is {short(value)}, expected a text; the configuration is damaged")
+    return value
+
+
+def integer(config: Config, key: str, most: int = MAX_UNITS) -> int:
+    """An integer from 1 to ``most``."""
+    value = config.get(key)
+    if type(value) is not int or not 1 <= value <= most:
+        raise FormatError(f"{key!r} is {short(value)}, expected an integer from 1 to {most}; the configuration is damaged")
+    return value
+
+
+def number(config: Config, key: str, default: float) -> float:
+    """A finite number."""
+    value = config.get(key, default)
+    if type(value) not in (int, float) or not abs(value) < 1e38:
+        raise FormatError(f"{key!r} is {short(value)}, expected a number; the configuration is damaged")
+    return float(value)
+
+
+def flag(config: Config, key: str, default: bool = False) -> bool:
+    """True or false."""
+    value = config.get(key, default)
+    if type(value) is not bool:
+        raise FormatError(f"{key!r} is {short(value)}, expected true or false; the configuration is damaged")
+    return value
+
+
+def shape_of(value: Any, what: str) -> Shape:
+    """A shape whose first axis, the batch, is free, and whose other ones may be."""
+    if not isinstance(value, list) or not value or any(n is not None and (type(n) is not int or n < 1) for n in value):
+        raise FormatError(f"{what} is {short(value)}, expected a list of positive integers or null; the file is damaged")
+    return (None, *value[1:])
+
+
+def trailing_axes(axis: Any, rank: int | None) -> int:
+    """How many trailing axes ``axis``, a number or a list of them, stands for.
+
+    >>> trailing_axes(-1, None), trailing_axes([1, 2], 3)
+    (1, 2)
+    """
+    axes = axis if isinstance(axis, list) else [axis]
+    if not axes or any(type(a) is not int or not -8 <= a < 8 for a in axes):
+        raise FormatError(f"'axis' is {short(axis)}, expected integers; the configuration is damaged")
+    if rank is None and any(a >= 0 for a in axes):
+        raise UnsupportedError("'axis' counts from the front and the rank of the input is unknown; save it with its input")
+    counted = sorted(a if a < 0 else a - (rank or 0) for a in axes)
+    if counted != list(range(-len(axes), 0)):
+        raise UnsupportedError(f"'axis' is {axis}, only trailing axes are supported; transpose the input in Keras")
+    return len(axes)
+
+
+def activation_of(value: Any, version: Version) -> Activation:
+    """Our activation for Keras' ``value``: a name, a serialized function, a serialized layer, or None for linear.
+
+    hard_sigmoid is max(0, min(1, 0.2 x + 0.5)) in Keras 2 and max(0, min(1, x / 6 + 0.5)) in Keras 3.
+
+    >>> activation_of("hard_sigmoid", Version.parse("2.4.0"))
+    ('hard_sigmoid', 0.2, 0.5)
+    """
+    if value is None:
+        return "linear"
+    if isinstance(value, Mapping):
+        name = value.get("class_name")
+        if name in ACTIVATION_LAYERS:
+            return activation_layer(*class_and_config(value, "an activation"), version)
+        if name == "function" and value.get("registered_name") in (None, "function", value.get("config")):
+            value = value.get("config")
+    if value == "hard_sigmoid":
+        return ("hard_sigmoid", 0.2 if version.major < 3 else 1 / 6, 0.5)
+    if not isinstance(value, str) or value not in ACTIVATIONS:
+        found = value if isinstance(value, str) else _describe(value)
+        raise UnsupportedError(f"activation {short(found)}, known are {name_list([*ACTIVATIONS, 'hard_sigmoid'])}")
+    return ACTIVATIONS[value]
+
+
+def activation_layer(class_name: str, config: Config, version: Version) -> Activation:
+    """Our activation for a layer of ``ACTIVATION_LAYERS``."""
+    if class_name == "Activation":
+        return activation_of(config.get("activation"), version)
+    if class_name == "LeakyReLU":  # Keras 2 calls the slope alpha
+        return ("leaky_relu", number(config, "negative_slope" if "negative_slope" in config else "alpha", 0.3))
+    if class_name == "ThresholdedReLU":
+        return ("thresholded_relu", number(config, "theta", 1.0))
+    if class_name == "ELU":
+        return ("elu", number(config, "alpha", 1.0))
+    if class_name == "Softmax":
+        if config.get("axis", -1) not in (-1, [-1]):
+            raise UnsupportedError(f"softmax over axis {short(config['axis'])}, only the last one (-1) is supported")
+        return "softmax"
+    top, slope, threshold = config.get("max_value"), number(config, "negative_slope", 0.0), number(config, "threshold", 0.0)
+    if top is not None and not slope and not threshold:
+        return ("hard_tanh", 0.0, number(config, "max_value", 0.0))  # clip to 0..max_value
+    if top is not None or (slope and threshold):
+        raise UnsupportedError("ReLU with more than one of max_value, negative_slope and threshold; compose simpler layers")
+    if threshold:
+        return ("thresholded_relu", threshold)
+    return ("leaky_relu", slope) if slope else "relu"
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{value.get('registered_name') or value.get('class_name')} ({short(value.get('config'))})"
+    return short(value)

@@ -1,0 +1,247 @@
+"""Keras' recurrent layers: LSTM, GRU, SimpleRNN, their CuDNN variants, RNN(cell) and Bidirectional.
+
+Keras stores ``kernel`` (input_size, gates * units) and ``recurrent_kernel`` (units, gates * units), the gates in the
+order of ``GATE_ORDER["keras"]``.  We want their transposes, in our order.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import FormatError, UnsupportedError
+from ..spec import CELL_ACTIVATIONS, GATES, Node, activation, reorder_gates
+from .files import short
+from .keras_config import (
+    Call,
+    Config,
+    Converted,
+    Shape,
+    Value,
+    activation_of,
+    class_and_config,
+    flag,
+    integer,
+    node,
+)
+from .keras_file import LayerWeights, Version, snake_case
+from .limits import MAX_LAYERS
+
+CELLS = {
+    "LSTM": "lstm",
+    "LSTMCell": "lstm",
+    "CuDNNLSTM": "lstm",
+    "GRU": "gru",
+    "GRUCell": "gru",
+    "CuDNNGRU": "gru",
+    "SimpleRNN": "rnn",
+    "SimpleRNNCell": "rnn",
+}
+"""Class of a Keras layer or cell: our op."""
+
+_STATES = {"lstm": ("h", "c"), "gru": ("h",), "rnn": ("h",)}
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """What one direction computes: op, units, its attributes, and its weights without a suffix."""
+
+    op: str
+    units: int
+    attrs: dict[str, Any]
+    weights: dict[str, np.ndarray]
+
+    def named(self, suffix: str) -> dict[str, np.ndarray]:
+        return {name + suffix: array for name, array in self.weights.items()}
+
+
+def recurrent(call: Call) -> Converted:
+    """LSTM, GRU, SimpleRNN or RNN(cell): one node; RNN over stacked cells: one node for each of them."""
+    call.x.require_rank(3)
+    cells = _cells(call.class_name, call.config, call.weights)
+    if len(cells) > 1 and (call.states or flag(call.config, "return_state")):
+        raise UnsupportedError("initial or returned states of stacked cells; use one RNN layer for each cell")
+    reverse = flag(call.config, "go_backwards")
+    nodes: list[Node] = []
+    values, x = [call.x], call.x
+    for k, (class_name, config, weights) in enumerate(cells):
+        last = k == len(cells) - 1
+        cell = _cell(class_name, config, weights, x.features, call.version)
+        attrs = _loop(call.config, last)
+        attrs |= {"direction": "reverse" if reverse else "forward"}
+        attrs |= {"reverse_output": reverse and last and attrs["return_sequences"]}
+        name = call.name if last else f"{call.name}/{k}"
+        more, values = _emit(call, cell, attrs, cell.named("_l0"), name, x, cell.units)
+        nodes += more
+        x = Value(values[0].name, values[0].shape, call.x.mask)
+    return nodes, values
+
+
+def bidirectional(call: Call) -> Converted:
+    """Bidirectional(layer): one node of two directions, the output of the second one in order of time."""
+    call.x.require_rank(3)
+    merge = call.config.get("merge_mode", "concat")
+    if merge not in ("concat", "sum", "mul", "ave"):
+        raise UnsupportedError(f"merge_mode {short(merge)} gives two outputs or none; use concat, sum, mul or ave")
+    class_name, config = class_and_config(call.config.get("layer"), "the wrapped layer")
+    name = str(config.get("name", "")).removeprefix("forward_")
+    forward = _direction(call, class_name, config, "forward_layer", f"forward_{name}", name)
+    if call.config.get("backward_layer") is None:
+        class_2, config_2 = class_name, {**config, "go_backwards": True}
+        names = (f"backward_{name}",)
+    else:
+        class_2, config_2 = class_and_config(call.config["backward_layer"], "the backward layer")
+        names = (str(config_2.get("name", "")), f"backward_{name}")
+    backward = _direction(call, class_2, config_2, "backward_layer", *names)
+    attrs = _loop(config, True)
+    first = (forward.op, forward.units, forward.attrs, set(forward.weights), attrs["return_sequences"])
+    second = (backward.op, backward.units, backward.attrs, set(backward.weights), _loop(config_2, True)["return_sequences"])
+    if first != second or flag(config, "return_state") != flag(config_2, "return_state"):
+        raise UnsupportedError("its two layers differ in more than their weights; run them as two layers")
+    if flag(config, "go_backwards") or not flag(config_2, "go_backwards"):
+        raise UnsupportedError("its first layer goes backwards, or its second one forwards; exchange them")
+    # Keras forces this on both layers; before it was a part of TensorFlow it did not know it.
+    attrs["zero_output_for_mask"] = attrs["return_sequences"] and not call.version.standalone
+    attrs |= {"direction": "bidirectional", "merge": merge}
+    weights = forward.named("_l0") | backward.named("_l0_reverse")
+    inner = Call(call.name, class_name, config, call.weights, call.version, call.x, call.states)
+    return _emit(inner, forward, attrs, weights, call.name, call.x, (2 if merge == "concat" else 1) * forward.units)
+
+
+def _cells(class_name: str, config: Config, weights: LayerWeights) -> list[tuple[str, Config, LayerWeights]]:
+    """Class, configuration and weights of the cells of a recurrent layer, the first to run first."""
+    weights = weights.part("cell")
+    if class_name in CELLS:
+        return [(class_name, config, weights)]
+    class_name, config = class_and_config(config.get("cell"), "the cell")
+    if class_name != "StackedRNNCells":
+        return [(class_name, config, weights)]
+    stack = config.get("cells")
+    if not isinstance(stack, list) or not 1 <= len(stack) <= MAX_LAYERS:
+        raise FormatError(f"'cells' is {short(stack)}, expected 1 to {MAX_LAYERS} cells; the configuration is damaged")
+    cells, ranks = [], Counter[str]()
+    for serialized in stack:
+        class_name, config = class_and_config(serialized, "a cell")
+        snake = snake_case(class_name)
+        path = f"cells/{snake}_{ranks[snake]}" if ranks[snake] else f"cells/{snake}"
+        ranks[snake] += 1
+        names = [str(config["name"])] if len(stack) > 1 and config.get("name") else []
+        cells.append((class_name, config, weights.part(path, *names)))
+    return cells
+
+
+def _direction(call: Call, class_name: str, config: Config, path: str, *names: str) -> _Cell:
+    """One of the two cells of a Bidirectional layer."""
+    parts = [call.weights.part(path, name) for name in names]
+    weights = next((part for part in parts if part.found), parts[0])
+    if class_name not in CELLS and class_name != "RNN":
+        raise UnsupportedError(f"it wraps a layer of class {short(class_name)}, only recurrent layers are supported")
+    cells = _cells(class_name, config, weights)
+    if len(cells) > 1:
+        raise UnsupportedError("it wraps stacked cells; use one Bidirectional layer for each cell")
+    return _cell(*cells[0], call.x.features, call.version)
+
+
+def _loop(config: Config, last: bool) -> dict[str, Any]:
+    """The attributes of the loop over time.
+
+    ``stateful`` needs nothing: a call starts from zeros, as Keras' first one does; a stream keeps its state.
+    """
+    if config.get("time_major"):
+        raise UnsupportedError("time_major is set; transpose the input in Keras")
+    if config.get("num_constants"):
+        raise UnsupportedError("it takes constants; concatenate them with the input in Keras")
+    return {
+        "return_sequences": not last or flag(config, "return_sequences"),
+        "zero_output_for_mask": flag(config, "zero_output_for_mask"),
+    }
+
+
+def _cell(class_name: str, config: Config, weights: LayerWeights, features: int | None, version: Version) -> _Cell:
+    """Read one cell.  A configuration without units or use_bias, which a caller wrote, is completed from the weights."""
+    if class_name not in CELLS:
+        raise UnsupportedError(f"its cell is of class {short(class_name)}, supported are {', '.join(CELLS)}")
+    op, cudnn_class = CELLS[class_name], class_name.startswith("CuDNN")
+    if "units" not in config and (stored := weights.shape(1, "recurrent_kernel")):
+        config = {**config, "units": stored[0]}
+    units = integer(config, "units")
+    rows = len(GATES[op]) * units
+    has_bias = cudnn_class or flag(config, "use_bias", weights.shape(2, "bias") is not None)
+    attrs = {"activation" if op == "rnn" else "cell_activation": _cell_activation(config, "activation", "tanh", version)}
+    if op != "rnn":
+        attrs["gate_activation"] = _cell_activation(config, "recurrent_activation", "sigmoid", version)
+    if op == "lstm":
+        attrs["hidden_activation"] = attrs["cell_activation"]
+    shapes: list[Shape] = [(rows,)]
+    if op == "lstm":
+        shapes = [(2 * rows,)] if cudnn_class else [(rows,), (2 * rows,)]
+    elif op == "gru":
+        attrs["reset_after"] = cudnn_class or flag(config, "reset_after")
+        if attrs["reset_after"]:
+            shapes = [(2 * rows,)] if cudnn_class else [(2, rows), (2 * rows,)]
+    kernel = weights.take(0, "kernel", (features, rows))
+    recurrent_kernel = weights.take(1, "recurrent_kernel", (units, rows))
+    bias = weights.take(2, "bias", *shapes) if has_bias else None
+    is_cudnn = bias is not None and bias.shape == (2 * rows,)
+    arrays = {"weight_ih": _ours(kernel, op, is_cudnn), "weight_hh": _ours(recurrent_kernel, op, False)}
+    if is_cudnn:  # the recurrent blocks of CuDNN are transposed already
+        arrays["weight_hh"] = reorder_gates(np.concatenate(np.hsplit(recurrent_kernel, len(GATES[op]))), op, "keras")
+    if bias is not None:
+        names = ("bias_ih", "bias_hh")
+        arrays |= {name: reorder_gates(row, op, "keras") for name, row in zip(names, bias.reshape(-1, rows))}  # noqa: B905
+    return _Cell(op, units, attrs, arrays)
+
+
+def _ours(kernel: np.ndarray, op: str, is_cudnn: bool) -> np.ndarray:
+    """Turn a kernel (input_size, gates * units) into (gates * units, input_size).
+
+    A CuDNN layer keeps each gate's block as (input_size, units), yet its memory is that of our (units, input_size).
+    """
+    if is_cudnn:
+        blocks = np.hsplit(kernel, len(GATES[op]))
+        kernel = np.concatenate([block.reshape(block.shape[::-1]) for block in blocks])
+    else:
+        kernel = kernel.T
+    return np.ascontiguousarray(reorder_gates(kernel, op, "keras"))
+
+
+def _cell_activation(config: Config, key: str, default: str, version: Version) -> Any:
+    value = activation_of(config.get(key, default), version)
+    name = activation(value)[0]  # type: ignore[arg-type]
+    if name not in CELL_ACTIVATIONS:
+        raise UnsupportedError(f"{key} {name!r} inside a cell, supported there are {', '.join(CELL_ACTIVATIONS)}")
+    return value
+
+
+def _emit(
+    call: Call, cell: _Cell, attrs: dict[str, Any], weights: dict[str, np.ndarray], name: str, x: Value, features: int
+) -> Converted:
+    """The node of a cell, with the nodes that join the initial states of its directions and part the final ones."""
+    kinds = _STATES[cell.op]
+    directions = 2 if attrs["direction"] == "bidirectional" else 1
+    nodes, inputs = [], [x.name]
+    if call.states and len(call.states) != len(kinds) * directions:
+        raise FormatError(f"it gets {len(call.states)} initial states, expected {len(kinds) * directions}; check the graph")
+    for k, kind in enumerate(kinds):
+        states = call.states[k :: len(kinds)]
+        for state in states:
+            state.require_rank(2)
+            if state.features not in (None, cell.units):
+                raise FormatError(f"an initial state has shape {state.shape}, expected (None, {cell.units}); check the graph")
+        inputs.append(f"{name}/{kind}_0" if states else "")
+        if states:
+            nodes.append(Node("stack", inputs[-1], tuple(state.name for state in states), (inputs[-1],)))
+    mask = x.mask if attrs["return_sequences"] else ""
+    shape: Shape = (None, x.shape[1] if x.shape else None, features) if attrs["return_sequences"] else (None, features)
+    values = [Value(name, shape, mask)]
+    finals: tuple[str, ...] = ()
+    if flag(call.config, "return_state"):
+        finals = tuple(f"{name}/{kind}_n" for kind in kinds)
+        values += [Value(f"{name}:{k + 1}", (None, cell.units)) for k in range(len(kinds) * directions)]
+    nodes.append(node(cell.op, name, (*inputs, x.mask), (name, *finals), attrs | cell.attrs, weights))
+    for k, final in enumerate(finals):
+        nodes.append(Node("unstack", final, (final,), tuple(value.name for value in values[1 + k :: len(kinds)])))
+    return nodes, values

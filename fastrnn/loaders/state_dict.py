@@ -1,0 +1,329 @@
+"""Named tensors with PyTorch's names -> nodes; what .pt, .safetensors and live state_dicts have in common."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import FormatError, ShapeError, UnsupportedError
+from ..spec import GATES, ModelSpec, Node, Tensor
+from .files import name_list
+from .limits import MAX_LAYERS
+
+_RECURRENT_KEY = re.compile(r"(weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)(?:_l(0|[1-9][0-9]{0,5})(_reverse)?)?")
+_WEIGHT_HH = re.compile(r"(.*\.)?weight_hh(_l0)?", re.DOTALL)
+_CELL_OF_GATES = {len(gates): cell for cell, gates in GATES.items()}
+
+PLAIN_WEIGHTS = {
+    "dense": {"weight": "weight", "bias": "bias"},
+    "embedding": {"weight": "weight"},
+    "layer_norm": {"weight": "weight", "bias": "bias"},
+    "batch_norm": {"running_mean": "mean", "running_var": "var", "weight": "weight", "bias": "bias"},
+}
+"""PyTorch's name -> ours for the weights of layers that are not recurrent."""
+_IGNORED_KEYS = {"batch_norm": {"num_batches_tracked"}}  # of training only
+
+
+def as_float32(value: Any, where: str) -> np.ndarray:
+    """Return a C-contiguous float32 copy of a tensor or array of float32, float16, bfloat16 (torch) or float64.
+
+    A copy, because a model must not change with the file that it was mapped from or the module that it was taken from.
+
+    Raises
+    ------
+    ShapeError
+        The dtype is not floating point, or a float64 value does not fit into float32.
+    """
+    array = _to_numpy(value, where)
+    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
+        raise ShapeError(
+            f"{where}: is {array.dtype}, expected float32, float16, bfloat16 or float64; dequantize the weights"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        result = np.array(array, np.float32, order="C")
+    lost = int(np.count_nonzero(np.isinf(result) & np.isfinite(array))) if array.dtype.itemsize == 8 else 0
+    if lost:
+        raise ShapeError(
+            f"{where}: {lost} float64 value(s) are too large for float32 (3.4e38); scale or clip the weights"
+        )
+    return result
+
+
+def _to_numpy(value: Any, where: str) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return value
+    if not hasattr(value, "detach"):
+        raise ShapeError(f"{where}: is of type {type(value).__name__}, expected a NumPy array or a torch tensor")
+    try:
+        if str(value.dtype) == "torch.bfloat16":
+            value = value.float()
+        return value.numpy(force=True)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise UnsupportedError(
+            f"{where}: is not a dense tensor with data ({error}); pass a dense float tensor"
+        ) from error
+
+
+def select(tensors: Mapping[str, Any], prefix: str) -> dict[str, str]:
+    """Names under ``prefix`` without it -> full names; the dot at the end of a prefix may be left off."""
+    strange = [key for key in tensors if not isinstance(key, str)]
+    if strange:
+        raise FormatError(f"a state_dict has names of text, found {name_list(strange)}")
+    if prefix and not prefix.endswith(".") and any(key.startswith(prefix + ".") for key in tensors):
+        prefix += "."
+    return {key[len(prefix) :]: key for key in tensors if key.startswith(prefix)}
+
+
+def spec_from_state_dict(
+    tensors: Mapping[str, Any], *, prefix: str = "", nonlinearity: str | None = None, source: str = ""
+) -> ModelSpec:
+    """Build the model of one recurrent layer from the state_dict of ``nn.LSTM``, ``nn.GRU``, ``nn.RNN`` or a cell.
+
+    Parameters
+    ----------
+    tensors : mapping of str to array or tensor
+        Names as PyTorch writes them: ``weight_ih_l0``, ``weight_hh_l0_reverse``, ...; without ``_l0`` they are those
+        of a cell.
+    prefix : str
+        Take the tensors whose names start so and ignore all others.  Without it, tensors of other layers are an error.
+    nonlinearity : {"tanh", "relu"}, optional
+        Of a simple RNN, whose state_dict does not say it; default "tanh".
+    """
+    chosen = select(tensors, prefix)
+    unknown = [key for key in chosen if not _RECURRENT_KEY.fullmatch(key)]
+    if unknown or not chosen:
+        found = f"tensors that are not of one recurrent layer: {name_list(unknown)}" if chosen else "no tensors"
+        under = f" under the prefix {prefix!r}" if prefix else ""
+        raise FormatError(f"found {found}{under}; {_prefix_hint(tensors)}")
+    node = recurrent_node({key: tensors[name] for key, name in chosen.items()}, nonlinearity=nonlinearity)
+    return bare_spec(node, source)
+
+
+def _prefix_hint(tensors: Iterable[str]) -> str:
+    prefixes = sorted({match[1] or "" for key in tensors if (match := _WEIGHT_HH.fullmatch(key))})
+    if not prefixes:
+        return (
+            "no recurrent weights (weight_hh_l0 or weight_hh) are among the names;"
+            ' fastrnn.load_layers(path, {"name": "dense"}) reads other layers'
+        )
+    first = prefixes[0]
+    if first == "":
+        return "the recurrent weights have no prefix: take the other tensors out, or fastrnn.load_layers(path, [''])"
+    return (
+        f"recurrent weights stand under {name_list(prefixes)}: pass prefix={first!r},"
+        f" or fastrnn.load_layers(path, [{first[:-1]!r}, ...])"
+    )
+
+
+def recurrent_node(
+    tensors: Mapping[str, Any],
+    name: str = "",
+    op: str | None = None,
+    nonlinearity: str | None = None,
+    batch_first: bool = True,
+) -> Node:
+    """Build a recurrent node from tensors that are named as in PyTorch, without a prefix.
+
+    The cell follows from the shapes: ``weight_hh`` has 4 (LSTM), 3 (GRU) or 1 (RNN) times as many rows as the hidden
+    size, which is its number of columns, or that of ``weight_hr`` where there is a projection.
+
+    Raises
+    ------
+    FormatError
+        Tensors are missing, or belong to something else; the error names all of them.
+    ShapeError
+        The shapes do not fit together.
+    """
+    where = f"layer {name!r}" if name else "the state_dict"
+    stacked, num_layers, bidirectional = _stack(tensors, where)
+    unbatched = not any("_l" in key for key in tensors)
+    arrays = {key: as_float32(tensors[given], f"{where}: {given!r}") for key, given in stacked.items()}
+    cell = _cell(arrays, where)
+    if op not in (None, cell):
+        raise FormatError(f"{where}: asked for {op!r}, but its weights have the shapes of {cell!r}; ask for {cell!r}")
+    _check_recurrent_shapes(arrays, cell, num_layers, bidirectional, where)
+    attrs: dict[str, Any] = {"num_layers": num_layers, "batch_first": batch_first}
+    if bidirectional:
+        attrs["direction"] = "bidirectional"
+    if unbatched:
+        attrs["unbatched"] = True
+    if cell == "rnn":
+        attrs["activation"] = nonlinearity or "tanh"
+    if nonlinearity not in (None, "tanh", "relu"):
+        raise UnsupportedError(f"{where}: nonlinearity is {nonlinearity!r}, expected 'tanh' or 'relu', PyTorch's two")
+    if nonlinearity and cell != "rnn":
+        raise FormatError(f"{where}: has the weights of {cell!r}, but nonlinearity= is for a simple RNN; leave it out")
+    inputs, outputs = wiring(cell)
+    return Node(cell, name or cell, inputs, outputs, attrs, arrays)
+
+
+def wiring(op: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the input and output tensors of a layer that stands alone."""
+    states = {"lstm": ("h", "c"), "gru": ("h",), "rnn": ("h",)}.get(op, ())
+    return ("x", *(f"{s}_0" for s in states)), ("y", *(f"{s}_n" for s in states))
+
+
+def _stack(tensors: Mapping[str, Any], where: str) -> tuple[dict[str, str], int, bool]:
+    """Map our weight names to the given ones; check that no layer, direction or bias is missing."""
+    parts = {}
+    for key in tensors:
+        match = _RECURRENT_KEY.fullmatch(key)
+        if match:
+            parts[key] = (match[1], int(match[2] or 0), match[3] or "")
+    extra = [key for key in tensors if key not in parts]
+    cell_keys = [key for key in parts if "_l" not in key]
+    if extra or len(cell_keys) not in (0, len(parts)) or "weight_hr" in cell_keys:
+        raise FormatError(f"{where}: {name_list(extra or parts)} are not the weights of one recurrent layer")
+    num_layers = 1 + max((layer for _, layer, _ in parts.values()), default=0)
+    if num_layers > min(MAX_LAYERS, len(parts)):
+        raise FormatError(
+            f"{where}: {name_list(parts)} name layer {num_layers - 1}, but most layers before it are missing"
+        )
+    kinds = {"weight_ih", "weight_hh"} | {kind for kind, _, _ in parts.values()}
+    if kinds & {"bias_ih", "bias_hh"}:
+        kinds |= {"bias_ih", "bias_hh"}
+    ends = sorted({""} | {end for _, _, end in parts.values()})
+    stacked = {f"{kind}_l{layer}{end}": key for key, (kind, layer, end) in parts.items()}
+    wanted = [f"{kind}_l{layer}{end}" for layer in range(num_layers) for end in ends for kind in sorted(kinds)]
+    missing = [key.removesuffix("_l0") if cell_keys else key for key in wanted if key not in stacked]
+    if missing:
+        raise FormatError(f"{where}: tensors are missing: {name_list(missing)}; found {name_list(parts)}")
+    return stacked, num_layers, "_reverse" in ends
+
+
+def _cell(arrays: Mapping[str, np.ndarray], where: str) -> str:
+    weight_hh, weight_hr = arrays["weight_hh_l0"], arrays.get("weight_hr_l0")
+    if weight_hh.ndim != 2 or (weight_hr is not None and weight_hr.ndim != 2):
+        raise ShapeError(f"{where}: weight_hh and weight_hr must be matrices, weight_hh has shape {weight_hh.shape}")
+    hidden_size = (weight_hh if weight_hr is None else weight_hr).shape[1]
+    gates, rest = divmod(weight_hh.shape[0], hidden_size) if hidden_size else (0, 0)
+    cell = _CELL_OF_GATES.get(gates)
+    if cell is None or rest or (weight_hr is not None and cell != "lstm"):
+        raise ShapeError(
+            f"{where}: weight_hh has {weight_hh.shape[0]} rows for a hidden size of {hidden_size}, "
+            "expected 4 times as many (LSTM), 3 times (GRU) or as many (RNN)"
+        )
+    return cell
+
+
+def _check_recurrent_shapes(
+    arrays: Mapping[str, np.ndarray], cell: str, num_layers: int, bidirectional: bool, where: str
+) -> None:
+    rows = len(arrays["weight_hh_l0"])
+    hidden_size = rows // len(GATES[cell])
+    output_size = len(arrays["weight_hr_l0"]) if "weight_hr_l0" in arrays else hidden_size
+    weight_ih = arrays["weight_ih_l0"]
+    input_size = weight_ih.shape[1] if weight_ih.ndim == 2 else 0
+    problems = []
+    for key, array in arrays.items():
+        kind, _, position = key.rpartition("_l")
+        columns = input_size if position.split("_")[0] == "0" else output_size * (1 + bidirectional)
+        expected: tuple[int, ...] = {
+            "weight_ih": (rows, columns),
+            "weight_hh": (rows, output_size),
+            "weight_hr": (output_size, hidden_size),
+        }.get(kind, (rows,))
+        if array.shape != expected:
+            problems.append(f"{key} has shape {array.shape}, expected {expected}")
+    if problems:
+        raise ShapeError(f"{where}: the shapes do not fit together: {'; '.join(problems)}")
+
+
+def plain_node(tensors: Mapping[str, Any], name: str, op: str) -> Node:
+    """Build the node of a layer that is not recurrent from tensors that are named as in PyTorch, without a prefix."""
+    where = f"layer {name!r} ({op})"
+    ours = PLAIN_WEIGHTS[op]
+    unknown = set(tensors) - set(ours) - _IGNORED_KEYS.get(op, set())
+    required = {"running_mean", "running_var"} if op == "batch_norm" else {"weight"}
+    if unknown or not required <= set(tensors):
+        raise FormatError(
+            f"{where}: found {name_list(tensors)}, expected {name_list(ours)}; "
+            "name another kind of layer in the mapping, or leave this layer out"
+        )
+    arrays = {ours[key]: as_float32(value, f"{where}: {key!r}") for key, value in tensors.items() if key in ours}
+    shapes = {key: array.shape for key, array in arrays.items()}
+    if op in ("dense", "embedding"):
+        fits = len(shapes["weight"]) == 2 and shapes.get("bias", shapes["weight"][:1]) == shapes["weight"][:1]
+    else:
+        first = next(iter(shapes.values()))
+        fits = len(set(shapes.values())) == 1 and (len(first) == 1 or (op == "layer_norm" and len(first) > 1))
+    if not fits:
+        listed = ", ".join(f"{key} {shape}" for key, shape in shapes.items())
+        raise ShapeError(f"{where}: the weights do not have the shapes of such a layer: {listed}")
+    attrs = {"channels_first": True} if op == "batch_norm" else {}
+    return Node(op, name, *wiring(op), attrs, arrays)
+
+
+def layer_node(tensors: Mapping[str, Any], name: str, op: str | None = None) -> Node:
+    """Build the node of one layer; without ``op`` it follows from the names and shapes where these leave no doubt."""
+    recurrent = any(_RECURRENT_KEY.fullmatch(key) for key in tensors)
+    if op in GATES or (op is None and recurrent):
+        return recurrent_node(tensors, name, op)
+    if op is None:
+        ranks = {key: np.ndim(value) for key, value in tensors.items()}
+        if "running_mean" in ranks:
+            op = "batch_norm"
+        elif ranks == {"weight": 2, "bias": 1}:
+            op = "dense"
+        else:
+            raise UnsupportedError(
+                f"layer {name!r}: {name_list(tensors)} do not say what kind of layer they belong to;"
+                f" pass a mapping, as in {{{name!r}: 'layer_norm'}} (kinds: {', '.join([*GATES, *PLAIN_WEIGHTS])})"
+            )
+    return plain_node(tensors, name, op)
+
+
+def layer_nodes(tensors: Mapping[str, Any], roots: Iterable[str], names: Mapping[str, str | None]) -> dict[str, Node]:
+    """Build a node for each name; a name is a prefix below one of ``roots`` (see ``TensorFile``).
+
+    Raises
+    ------
+    FormatError
+        Names are not in the file, or in several places of it; the error lists all of them.
+    """
+    groups: dict[str, dict[str, str]] = {}
+    for key in tensors:
+        owner, _, weight = key.rpartition(".")
+        groups.setdefault(owner, {})[weight] = key
+    known_roots = sorted(set(roots), key=len)
+    places = {name: [r for r in known_roots if (r + name).rstrip(".") in groups] for name in names}
+    absent = [name for name, found in places.items() if not found]
+    if absent:
+        raise FormatError(f"no layers called {name_list(absent)} in the file; its layers: {name_list(groups)}")
+    doubtful = Counter({name: len(found) for name, found in places.items() if len(found) > 1 and found[0] != ""})
+    if doubtful:
+        options = [root + name for name in doubtful for root in places[name]]
+        raise FormatError(f"layers are in the file more than once: {name_list(options)}; ask by one of these names")
+    chosen = {name: groups[(found[0] + name).rstrip(".")] for name, found in places.items()}
+    return {
+        name: layer_node({k: tensors[v] for k, v in keys.items()}, name, names[name]) for name, keys in chosen.items()
+    }
+
+
+def bare_spec(node: Node, source: str) -> ModelSpec:
+    """The model of one recurrent layer: initial states are optional inputs, the result is (y, state)."""
+    inputs, outputs = (recurrent_tensors(node, names) for names in (node.inputs, node.outputs))
+    spec = ModelSpec([node], inputs, outputs, nested_state=True, source=source)
+    spec.validate()
+    return spec
+
+
+def recurrent_tensors(node: Node, names: Iterable[str]) -> list[Tensor]:
+    """The tensors x, y, h_0, c_0, h_n or c_n of a recurrent node, with their shapes."""
+    rows, output_size = node.weights["weight_hh_l0"].shape
+    directions = 2 if node.attr("direction") == "bidirectional" else 1
+    steps: tuple[int | None, ...] = (None, None)
+    stack: tuple[int | None, ...] = (node.attr("num_layers") * directions, None)
+    if node.attr("unbatched"):
+        steps = stack = (None,)
+    shapes = {
+        "x": (*steps, node.weights["weight_ih_l0"].shape[1]),
+        "y": (*steps, output_size * directions),
+        "h": (*stack, output_size),
+        "c": (*stack, rows // len(GATES[node.op])),
+    }
+    return [Tensor(name, shapes[name[0]]) for name in names]

@@ -1,0 +1,587 @@
+"""Recurrent layers: LSTM, GRU and simple RNN, whole sequences and single cells.
+
+Here are names, shapes, states, lengths and masks; the mathematics is in :mod:`fastrnn.reference`, the time loop in C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from . import _core, runtime
+from .arrays import as_array, as_float32, check_out
+from .errors import ShapeError, UnsupportedError
+from .layers import Inputs, Layer, Outputs, make_node
+from .spec import CELL_ACTIVATIONS, GATES, OPS, Node, activation, weight_suffixes
+
+State = Any  # h, or (h, c)
+_WEIGHT_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "peephole")
+
+
+def _named(values: dict[str, Any], suffixes: list[str]) -> dict[str, Any]:
+    """Spread arrays, or sequences of arrays in the order of ``suffixes``, over suffixed names."""
+    named = {}
+    for name, value in values.items():
+        several = isinstance(value, (list, tuple)) and len(value) > 0 and np.ndim(value[0]) > 0 and not np.isscalar(value[0][0])
+        several = several or (isinstance(value, (list, tuple)) and name not in ("weight_ih", "weight_hh", "weight_hr"))
+        parts = list(value) if several else [value]
+        if value is not None and len(parts) != len(suffixes):
+            raise ShapeError(
+                f"{name} must be a sequence of {len(suffixes)} arrays, one for each of {', '.join(suffixes)}; got {len(parts)}"
+            )
+        named |= {name + suffix: part for suffix, part in zip(suffixes, parts)} if value is not None else {}
+    return named
+
+
+class Recurrent(Layer):
+    """What LSTM, GRU and RNN share: the call.
+
+    Attributes
+    ----------
+    input_size, hidden_size, output_size, num_layers : int
+    bidirectional, batch_first : bool
+    """
+
+    gates: ClassVar[int]
+    has_c: ClassVar[bool] = False
+
+    # ---- building ----
+
+    def _problems(self) -> Sequence[str]:
+        node, w = self.node, self.node.weights
+        problems: list[str] = []
+        directions = 2 if node.attr("direction") == "bidirectional" else 1
+        hh = w.get("weight_hh_l0")
+        if hh is None or hh.ndim != 2 or hh.shape[0] % self.gates or not hh.shape[0]:
+            return [f"weight_hh must be ({self.gates} * hidden_size, output_size), got {None if hh is None else hh.shape}"]
+        hidden = hh.shape[0] // self.gates
+        output = w["weight_hr_l0"].shape[0] if "weight_hr_l0" in w and w["weight_hr_l0"].ndim == 2 else hidden
+        for k, suffix in enumerate(weight_suffixes(node.attr("num_layers"), node.attr("direction"))):
+            first = w["weight_ih_l0"].shape[-1] if "weight_ih_l0" in w else 0
+            shapes = {
+                "weight_ih": (self.gates * hidden, first if k < directions else directions * output),
+                "weight_hh": (self.gates * hidden, output),
+                "bias_ih": (self.gates * hidden,),
+                "bias_hh": (self.gates * hidden,),
+                "weight_hr": (output, hidden),
+                "peephole": (3 * hidden,),
+            }
+            for name, shape in shapes.items():
+                array = w.get(name + suffix)
+                if array is None and name in ("weight_ih", "weight_hh"):
+                    problems.append(f"{name}{suffix} is missing")
+                elif array is not None and array.shape != shape:
+                    problems.append(f"{name}{suffix} must be {shape}, got {array.shape}")
+            if ("weight_hr" + suffix in w) != ("weight_hr_l0" in w):
+                problems.append(f"weight_hr{suffix} must be given for all layers and directions, or for none")
+        return problems
+
+    def _activations(self) -> tuple[Any, Any, Any]:
+        """Of the gates, of the candidate, and of the cell's output."""
+        raise NotImplementedError
+
+    def _options(self) -> dict[str, Any]:
+        """What the handle takes besides shapes, weights and activations."""
+        return {}
+
+    def _weights(self, suffix: str) -> list[np.ndarray | None]:
+        return [self.node.weights.get(name + suffix) for name in _WEIGHT_NAMES]
+
+    def _build(self) -> None:
+        node, w = self.node, self.node.weights
+        self.hidden_size = w["weight_hh_l0"].shape[0] // self.gates
+        self.output_size = w["weight_hh_l0"].shape[1]
+        self.input_size = w["weight_ih_l0"].shape[1]
+        self.num_layers = node.attr("num_layers")
+        self.bidirectional = node.attr("direction") == "bidirectional"
+        self.batch_first = node.attr("batch_first")
+        self._directions = 2 if self.bidirectional else 1
+        merge = node.attr("merge")
+        self._features = self.output_size * (self._directions if merge == "concat" else 1)
+        self._states = self.num_layers * self._directions
+        chosen = [activation(value) for value in self._activations()]
+        unfit = sorted({name for name, *_ in chosen if name not in CELL_ACTIVATIONS})
+        if unfit:
+            raise UnsupportedError(f"{self.name!r}: a {self.op} cell cannot use {unfit}; known: {', '.join(CELL_ACTIVATIONS)}")
+        self._used_backend = runtime.choose_backend(self._backend)
+        options = {"clip": node.attr("clip"), "cell_clip": None, "proj_clip": None, "coupled_input_forget": False, "reset_before": False}
+        self._handle = _core.RecurrentHandle(
+            self.op,
+            [tuple(self._weights(suffix)) for suffix in weight_suffixes(self.num_layers, node.attr("direction"))],
+            self.input_size,
+            self.hidden_size,
+            self.output_size if "weight_hr_l0" in w else 0,
+            self.num_layers,
+            self._directions,
+            node.attr("direction") == "reverse",
+            merge,
+            *chosen,
+            **(options | self._options()),
+            backend=self._used_backend,
+        )
+        self._last_only = not node.attr("return_sequences")
+        self._reverse_output = bool(node.attr("reverse_output"))
+        self._zero_masked = bool(node.attr("zero_output_for_mask"))
+
+    def last(self) -> Recurrent:
+        """The same layer giving only the last output of each direction: y is (batch, features)."""
+        node = self.node
+        return type(self).from_node(
+            Node(node.op, node.name, node.inputs, node.outputs, node.attrs | {"return_sequences": False}, node.weights),
+            self._backend,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return self._handle.nbytes
+
+    def explain(self, batch: int = 1, seq_len: int = 100) -> dict[str, Any]:
+        """How a call of this size runs: backend, instruction set, split over threads, bytes of weights a step."""
+        plan = self._handle.explain(batch, seq_len, self._threads())
+        return super().explain() | {"backend": self._used_backend} | plan
+
+    # ---- calling ----
+
+    def __call__(
+        self, x: Any, state: State = None, lengths: Any = None, *, mask: Any = None, out: Any = None, outputs: str | None = None
+    ) -> tuple[np.ndarray, State]:
+        """Run whole sequences.
+
+        Parameters
+        ----------
+        x : (batch, seq_len, input_size) float32
+            Time first where ``batch_first`` is False.  (seq_len, input_size) is one sequence: y and the states then
+            have no batch axis.  A list of (t_i, input_size) arrays is a ragged batch.
+        state : h, or (h, c) for LSTM, optional
+            Each (num_layers * directions, batch, output_size); c has hidden_size.  Zeros by default.
+        lengths : (batch,) integers in 0 .. seq_len, optional
+            Steps that each sequence has; y is 0 beyond them.
+        mask : (batch, seq_len) bool, optional
+            Keras' semantics: a masked step leaves the state alone and repeats the output.
+        out : (y, state), optional
+            Arrays to write to: float32, C-contiguous, of the exact shape, sharing no memory with an input.
+        outputs : "all" or "last", optional
+            "last": y is (batch, features), the last output of each direction.
+
+        Returns
+        -------
+        y : (batch, seq_len, features) float32
+        state : h, or (h, c)
+
+        Raises
+        ------
+        ShapeError
+            Anything does not fit; said before any memory is taken.
+        """
+        if isinstance(x, (list, tuple)):
+            x, lengths = self._pad(x, lengths, mask)
+        x = as_float32(x, "x")
+        unbatched = x.ndim == 2
+        if unbatched:
+            x = x[None] if self.batch_first else x[:, None]
+        if x.ndim != 3 or x.shape[2] != self.input_size:
+            raise ShapeError(self._x_message(x, unbatched))
+        batch, seq_len = x.shape[:2] if self.batch_first else (x.shape[1], x.shape[0])
+        h_0, c_0 = (None, None) if state is None else self._take_state(state, batch, unbatched)
+        if outputs is None:
+            last = self._last_only
+        else:
+            last = self._check_outputs(outputs)
+        if out is None:
+            h_n, c_n = self._new_state(batch)
+            y = None if last else np.empty((*x.shape[:2], self._features), np.float32)
+            y_last = None
+        else:
+            y, y_last, h_n, c_n = self._take_out(out, x, batch, last, unbatched, [h_0, c_0])
+        if lengths is None and mask is None:
+            times, padding = None, "zero"
+        else:
+            lengths, times, padding = self._take_lengths(lengths, mask, batch, seq_len)
+        self._handle.forward(
+            x, self.batch_first, h_0, c_0, y, h_n, c_n, lengths, times, padding, self._reverse_output, self.threads or runtime.get_num_threads()
+        )
+        if last:
+            y = self._last_output(h_n, y_last, lengths if times is not None else None, mask)
+        if unbatched:
+            y, h_n, c_n = self._unbatch(y, h_n, c_n, last)
+        return y, ((h_n, c_n) if self.has_c else h_n)
+
+    def _x_message(self, x: np.ndarray, unbatched: bool) -> str:
+        axes = "(batch, seq_len" if self.batch_first else "(seq_len, batch"
+        got = x.shape if not unbatched else x.shape[1:] if self.batch_first else (x.shape[0], x.shape[2])
+        return f"x must be {axes}, {self.input_size}) or (seq_len, {self.input_size}), got shape {got}"
+
+    def _pad(self, rows: Sequence[Any], lengths: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
+        if lengths is not None or mask is not None:
+            raise ShapeError("a list of sequences has its own lengths; lengths and mask go with a padded array")
+        arrays = [as_float32(row, f"x[{k}]") for k, row in enumerate(rows)]
+        wrong = [f"x[{k}] is {a.shape}" for k, a in enumerate(arrays) if a.ndim != 2 or a.shape[1] != self.input_size]
+        if wrong:
+            raise ShapeError(f"each sequence must be (seq_len, {self.input_size}): {', '.join(wrong)}")
+        found = np.array([len(a) for a in arrays], np.int64)
+        padded = np.zeros((len(arrays), int(found.max(initial=0)), self.input_size), np.float32)
+        for row, array in zip(padded, arrays):
+            row[: len(array)] = array
+        return (padded if self.batch_first else np.ascontiguousarray(padded.swapaxes(0, 1))), found
+
+    def _state_shapes(self, batch: int) -> list[tuple[int, int, int]]:
+        shapes = [(self._states, batch, self.output_size)]
+        return [*shapes, (self._states, batch, self.hidden_size)] if self.has_c else shapes
+
+    def _state_parts(self, state: State) -> Sequence[Any]:
+        if not self.has_c:
+            return [state]
+        if not isinstance(state, (tuple, list)) or len(state) != 2:
+            raise ShapeError(f"the state of an LSTM is the tuple (h, c), got {type(state).__name__}")
+        return state
+
+    def _take_state(self, state: State, batch: int, unbatched: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        arrays = []
+        for name, part, shape in zip("hc", self._state_parts(state), self._state_shapes(batch)):
+            array = as_float32(part, name)
+            if unbatched and array.ndim == 2:
+                array = array[:, None]
+            if array.shape != shape:
+                raise ShapeError(f"{name} must be (num_layers * directions, batch, size) = {shape}, got {array.shape}")
+            arrays.append(array)
+        return arrays[0], (arrays[1] if self.has_c else None)
+
+    def _new_state(self, batch: int) -> tuple[np.ndarray, np.ndarray | None]:
+        h = np.empty((self._states, batch, self.output_size), np.float32)
+        return h, (np.empty((self._states, batch, self.hidden_size), np.float32) if self.has_c else None)
+
+    def _check_outputs(self, outputs: str) -> bool:
+        if outputs not in ("all", "last"):
+            raise ShapeError(f'outputs must be "all" or "last", got {outputs!r}')
+        return outputs == "last"
+
+    def _take_out(
+        self, out: Any, x: np.ndarray, batch: int, last: bool, unbatched: bool, states: list[np.ndarray | None]
+    ) -> tuple[Any, Any, np.ndarray, np.ndarray | None]:
+        """y (None where only the last output is wanted), the last output, h and c to write to."""
+        if not isinstance(out, (tuple, list)) or len(out) != 2:
+            raise ShapeError(f"out must be the tuple (y, state), got {type(out).__name__}")
+        y_shape: tuple[int, ...] = (batch, self._features) if last else (*x.shape[:2], self._features)
+        axis = 0 if last or self.batch_first else 1
+        shapes = self._state_shapes(batch)
+        given = [out[0], *self._state_parts(out[1])]
+        wanted = [y_shape, *shapes]
+        if unbatched:
+            wanted = [y_shape[:axis] + y_shape[axis + 1 :], *[(s[0], s[2]) for s in shapes]]
+        arrays = [check_out(a, shape, f"out {name}") for name, a, shape in zip("yhc", given, wanted)]
+        others = [a for a in (x, *states) if a is not None]
+        for k, array in enumerate(arrays):
+            if any(np.may_share_memory(array, other) for other in (*others, *arrays[:k])):
+                raise ShapeError("out must share no memory with an input or within itself; allocate it apart")
+        arrays = [a.reshape(shape) for a, shape in zip(arrays, [y_shape, *shapes])]
+        return None if last else arrays[0], arrays[0] if last else None, arrays[1], arrays[2] if self.has_c else None
+
+    def _take_lengths(
+        self, lengths: Any, mask: Any, batch: int, seq_len: int
+    ) -> tuple[np.ndarray, np.ndarray | None, str]:
+        """Steps to run: how many, which (None: the first ones), and what y holds elsewhere."""
+        if mask is None:
+            return self._check_lengths(lengths, batch, seq_len), None, "zero"
+        if lengths is not None:
+            raise ShapeError("lengths and mask together are ambiguous; give one of them")
+        mask = as_array(mask)
+        if mask.shape != (batch, seq_len):
+            raise ShapeError(f"mask must be (batch, seq_len) = {(batch, seq_len)}, got {mask.shape}")
+        mask = mask.astype(bool)
+        times = np.argsort(~mask, axis=1, kind="stable")  # steps to run first, each part in the order of time
+        return mask.sum(1, dtype=np.int64), times, "zero" if self._zero_masked else "repeat"
+
+    def _check_lengths(self, lengths: Any, batch: int, seq_len: int) -> np.ndarray:
+        array = as_array(lengths)
+        if array.shape != (batch,) or (array.dtype.kind not in "iu" and array.size):
+            raise ShapeError(f"lengths must be ({batch},) integers, got {array.dtype} of shape {array.shape}")
+        array = np.ascontiguousarray(array, np.int64)
+        if array.size and (array.min() < 0 or array.max() > seq_len):
+            raise ShapeError(f"lengths must lie in 0 .. {seq_len}, got {array.min()} .. {array.max()}")
+        return array
+
+    def _last_output(self, h_n: np.ndarray, y: np.ndarray | None, steps: np.ndarray | None, mask: Any) -> np.ndarray:
+        """The final h of each direction of the last layer, merged.  ``steps``: real steps of masked rows."""
+        finals = list(h_n[-self._directions :])
+        if steps is not None:  # Keras: a row without any step gives zeros, and zero_output_for_mask looks at the last step
+            for k, final in enumerate(finals):
+                final = np.where((steps > 0)[:, None], final, np.float32(0))
+                if self._zero_masked:
+                    reverse = k == 1 or self.node.attr("direction") == "reverse"
+                    at_end = as_array(mask).astype(bool)[:, 0 if reverse else -1]
+                    final = np.where(at_end[:, None], final, np.float32(0))
+                finals[k] = final
+        merge = self.node.attr("merge")
+        if len(finals) == 1 or merge == "concat":
+            result = np.concatenate(finals, -1) if len(finals) > 1 or y is None else finals[0]
+        elif merge == "mul":
+            result = finals[0] * finals[1]
+        else:
+            result = (finals[0] + finals[1]) * np.float32(0.5 if merge == "ave" else 1)
+        if y is None:
+            return result
+        y[...] = result
+        return y
+
+    def _unbatch(self, y: Any, h: np.ndarray, c: np.ndarray | None, last: bool) -> tuple[Any, np.ndarray, np.ndarray | None]:
+        axis = 0 if last or self.batch_first else 1
+        return y.squeeze(axis), h.squeeze(1), None if c is None else c.squeeze(1)
+
+    def run_node(self, inputs: Inputs) -> Outputs:
+        x, *rest = inputs
+        states = rest[: 2 if self.has_c else 1]
+        mask = rest[len(states)] if len(rest) > len(states) else None
+        y, state = self(x, self._graph_state(states, x), mask=mask)
+        return (y, *state) if self.has_c else (y, state)
+
+    def _graph_state(self, states: Sequence[Any], x: Any) -> State:
+        """State from graph tensors: (batch, size) stands for one layer of one direction; a missing part is zeros."""
+        if all(s is None for s in states):
+            return None
+        given = next(s for s in states if s is not None)
+        batch = given.shape[-2] if np.ndim(given) > 1 else 1
+        parts = []
+        for part, shape in zip([*states, *[None] * 2], self._state_shapes(batch)):
+            parts.append(np.zeros(shape, np.float32) if part is None else np.reshape(part, shape) if np.size(part) == np.prod(shape) else part)
+        return tuple(parts) if self.has_c else parts[0]
+
+
+class _Cell:
+    """A single step: x is (batch, input_size) or (input_size,), the states have no layer axis, as PyTorch's cells."""
+
+    def __call__(self, x: Any, state: State = None, **options: Any) -> Any:
+        x = as_float32(x, "x")
+        if x.ndim not in (1, 2):
+            raise ShapeError(f"x must be (batch, {self.input_size}) or ({self.input_size},), got shape {x.shape}")
+        axis = x.ndim - 1
+        if state is not None:
+            parts = [as_float32(part, "state") for part in self._state_parts(state)]
+            wrong = [part.shape for part in parts if part.ndim != x.ndim]
+            if wrong:
+                raise ShapeError(f"the state must have {x.ndim} axes as x has, got shape {wrong[0]}")
+            parts = [part[None] if axis else part[None, None] for part in parts]
+            state = tuple(parts) if self.has_c else parts[0]
+        x = x[:, None] if self.batch_first else x[None]
+        if axis == 0:
+            x = x.reshape(1, 1, -1)
+        _, state = super().__call__(x, state, **options)
+        parts = [part[0] if axis else part[0, 0] for part in self._state_parts(state)]
+        return tuple(parts) if self.has_c else parts[0]
+
+    def run_node(self, inputs: Inputs) -> Outputs:
+        x, *rest = inputs
+        states = rest[: 2 if self.has_c else 1]
+        state = None
+        if any(s is not None for s in states):
+            state = tuple(states) if self.has_c else states[0]
+        result = self(x, state)
+        return (result[0], *result) if self.has_c else (result, result)
+
+
+class LSTM(Recurrent):
+    """Long short-term memory.
+
+    Computes, for each time step,
+
+        i, f, g, o = split(weight_ih @ x + bias_ih + weight_hh @ h + bias_hh)
+        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        h = weight_hr @ (sigmoid(o) * tanh(c))          without weight_hr: h = sigmoid(o) * tanh(c)
+
+    Weights are copied and packed once; the layer is then immutable and may be called from several threads at a time.
+
+    Parameters
+    ----------
+    weight_ih : (4 * hidden_size, input_size) float32
+        Gates in the order i, f, g, o.  With several layers or directions each parameter is a sequence of arrays:
+        layer 0, layer 0 reverse, layer 1, ...
+    weight_hh : (4 * hidden_size, hidden_size or proj_size) float32
+    bias_ih, bias_hh : (4 * hidden_size,) float32, optional
+    weight_hr : (proj_size, hidden_size) float32, optional
+        Projection (Sak et al. 2014).
+    peephole : (3 * hidden_size,) float32, optional
+        Weights from c to i, f and o (Gers and Schmidhuber 2000).
+    bidirectional, reverse : bool
+        Both directions, or only the one from the last step to the first.
+    merge : "concat", "sum", "mul" or "ave"
+        How the last layer joins two directions.
+    batch_first : bool
+        x and y are (batch, seq_len, features); False: (seq_len, batch, features).
+    gate_activation, cell_activation, hidden_activation : str or (str, alpha, beta)
+        Of i f o, of g, and of c in h.
+    coupled_input_forget : bool
+        i = 1 - sigmoid(f); the rows of i are not used.
+    clip, cell_clip, proj_clip : float, optional
+        Bounds on the pre-activations, on c, and on the projected h.
+    backend : "packed" or "blas", optional
+
+    Raises
+    ------
+    ShapeError
+        Shapes do not fit together; all of them are named.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> layer = LSTM(rng.standard_normal((32, 4)), rng.standard_normal((32, 8)))
+    >>> y, (h, c) = layer(np.zeros((2, 5, 4)))
+    >>> y.shape, h.shape, c.shape
+    ((2, 5, 8), (1, 2, 8), (1, 2, 8))
+    """
+
+    op = "lstm"
+    gates = len(GATES["lstm"])
+    has_c = True
+
+    def __init__(
+        self,
+        weight_ih: Any,
+        weight_hh: Any,
+        bias_ih: Any = None,
+        bias_hh: Any = None,
+        *,
+        weight_hr: Any = None,
+        peephole: Any = None,
+        name: str = "lstm",
+        backend: str | None = None,
+        **options: Any,
+    ):
+        weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
+        weights |= {"weight_hr": weight_hr, "peephole": peephole}
+        super().__init__(_recurrent_node("lstm", name, weights, options), backend)
+
+    def _activations(self) -> tuple[Any, Any, Any]:
+        return self.node.attr("gate_activation"), self.node.attr("cell_activation"), self.node.attr("hidden_activation")
+
+    def _options(self) -> dict[str, Any]:
+        return {key: self.node.attr(key) for key in ("cell_clip", "proj_clip", "coupled_input_forget")}
+
+
+class GRU(Recurrent):
+    """Gated recurrent unit (Cho et al. 2014).
+
+    Computes, for each time step,
+
+        r, z = sigmoid(split(weight_ih @ x + bias_ih + weight_hh @ h + bias_hh))
+        n = tanh(W_in @ x + b_in + r * (W_hn @ h + b_hn))       reset_after (PyTorch, CuDNN, Keras' default)
+        n = tanh(W_in @ x + b_in + W_hn @ (r * h) + b_hn)       else
+        h = n + z * (h - n)
+
+    Parameters
+    ----------
+    weight_ih : (3 * hidden_size, input_size) float32
+        Gates in the order r, z, n; see :class:`LSTM` for several layers and the options shared with it.
+    weight_hh : (3 * hidden_size, hidden_size) float32
+    bias_ih, bias_hh : (3 * hidden_size,) float32, optional
+    reset_after : bool
+        Where the reset gate acts; the two are different networks.
+    update_gate : "keep" or "take"
+        z = 1 keeps the old state, or takes the new one (the convention of some papers).
+    """
+
+    op = "gru"
+    gates = len(GATES["gru"])
+
+    def __init__(
+        self,
+        weight_ih: Any,
+        weight_hh: Any,
+        bias_ih: Any = None,
+        bias_hh: Any = None,
+        *,
+        name: str = "gru",
+        backend: str | None = None,
+        **options: Any,
+    ):
+        weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
+        super().__init__(_recurrent_node("gru", name, weights, options), backend)
+
+    def _activations(self) -> tuple[Any, Any, Any]:
+        return self.node.attr("gate_activation"), self.node.attr("cell_activation"), "linear"
+
+    def _options(self) -> dict[str, Any]:
+        return {"reset_before": not self.node.attr("reset_after")}
+
+    def _weights(self, suffix: str) -> list[np.ndarray | None]:
+        """With "take", 1 - z is the gate that keeps: 1 - sigmoid(x) = sigmoid(-x), so z's rows are negated."""
+        arrays = super()._weights(suffix)
+        if self.node.attr("update_gate") == "keep":
+            return arrays
+        name, _, beta = activation(self.node.attr("gate_activation"))
+        if name != "sigmoid" and (name, beta) != ("hard_sigmoid", 0.5):
+            raise UnsupportedError(
+                f'{self.name!r}: update_gate="take" needs a gate activation with f(-x) = 1 - f(x) '
+                f"(sigmoid, or hard_sigmoid with beta 0.5), got {name!r}"
+            )
+        z = slice(self.hidden_size, 2 * self.hidden_size)
+        negated = [None if array is None else array.copy() for array in arrays]
+        for array in negated:
+            if array is not None:
+                array[z] *= -1
+        return negated
+
+
+class RNN(Recurrent):
+    """Simple recurrent network (Elman 1990): ``h = tanh(weight_ih @ x + bias_ih + weight_hh @ h + bias_hh)``.
+
+    Parameters
+    ----------
+    weight_ih : (hidden_size, input_size) float32
+        See :class:`LSTM` for several layers and the options shared with it.
+    weight_hh : (hidden_size, hidden_size) float32
+    bias_ih, bias_hh : (hidden_size,) float32, optional
+    activation : str or (str, alpha, beta)
+    """
+
+    op = "rnn"
+    gates = len(GATES["rnn"])
+
+    def __init__(
+        self,
+        weight_ih: Any,
+        weight_hh: Any,
+        bias_ih: Any = None,
+        bias_hh: Any = None,
+        *,
+        name: str = "rnn",
+        backend: str | None = None,
+        **options: Any,
+    ):
+        weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
+        super().__init__(_recurrent_node("rnn", name, weights, options), backend)
+
+    def _activations(self) -> tuple[Any, Any, Any]:
+        return "linear", self.node.attr("activation"), "linear"
+
+
+class LSTMCell(_Cell, LSTM):
+    """One step of an LSTM: ``h, c = cell(x, (h, c))``."""
+
+
+class GRUCell(_Cell, GRU):
+    """One step of a GRU: ``h = cell(x, h)``."""
+
+
+class RNNCell(_Cell, RNN):
+    """One step of a simple RNN: ``h = cell(x, h)``."""
+
+
+def _recurrent_node(op: str, name: str, weights: dict[str, Any], options: dict[str, Any]) -> Node:
+    bidirectional, reverse = options.pop("bidirectional", False), options.pop("reverse", False)
+    if bidirectional and reverse:
+        raise ShapeError("bidirectional and reverse exclude each other")
+    several = weights["weight_ih"] if isinstance(weights["weight_ih"], (list, tuple)) else None
+    arrays = len(several) if several is not None and np.ndim(several[0]) == 2 else 1
+    directions = 2 if bidirectional else 1
+    attrs = dict(options)
+    attrs["direction"] = "bidirectional" if bidirectional else "reverse" if reverse else "forward"
+    attrs["num_layers"] = max(1, arrays // directions)
+    unknown = _unknown_options(op, attrs)
+    if unknown:
+        raise TypeError(f"unknown option(s) of {op}: {', '.join(unknown)}; known: {', '.join(OPS[op].attrs)}")
+    return make_node(op, name, _named(weights, weight_suffixes(attrs["num_layers"], attrs["direction"])), attrs)
+
+
+def _unknown_options(op: str, attrs: Iterable[str]) -> list[str]:
+    return sorted(set(attrs) - set(OPS[op].attrs))

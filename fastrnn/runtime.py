@@ -1,0 +1,188 @@
+"""Process-wide choices: instruction set, threads, backend.
+
+Read from the environment at import: ``FASTRNN_ISA``, ``FASTRNN_NUM_THREADS``, ``FASTRNN_TEAM``.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from . import _core
+from .errors import UnsupportedError
+
+BACKENDS = ("packed", "blas")
+
+
+def _choose_isa(name: str, source: str) -> None:
+    if not _core.set_isa(name):
+        raise UnsupportedError(
+            f"{source} asks for the instruction set {name!r}, which this machine or build does not have; "
+            f"available: {', '.join(_core.isas())}"
+        )
+
+
+def set_isa(name: str) -> None:
+    """Choose the instruction set of layers built from now on.
+
+    Parameters
+    ----------
+    name : str
+        One of ``fastrnn.info()["isas"]``.
+
+    Raises
+    ------
+    UnsupportedError
+        The name is unknown, or this machine cannot run it.
+    """
+    _choose_isa(name, "set_isa")
+
+
+def set_team(name: str) -> None:
+    """Choose the thread backend of all later calls: ``"posix"`` or ``"openmp"``."""
+    if not _core.set_team(name):
+        raise UnsupportedError(f"unknown thread backend {name!r}; this build has: {', '.join(_core.teams())}")
+
+
+def cgroup_quota(root: str = "/sys/fs/cgroup") -> float | None:
+    """CPUs that the control group grants (v2 ``cpu.max``, v1 ``cpu.cfs_quota_us``), or None where it sets no limit."""
+    base = Path(root)
+    try:
+        quota, period = (base / "cpu.max").read_text().split()[:2]
+    except (OSError, ValueError):
+        try:
+            quota = (base / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (base / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    try:
+        return int(quota) / int(period) if int(quota) > 0 and int(period) > 0 else None
+    except ValueError:  # "max"
+        return None
+
+
+def affinity() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def default_threads() -> int:
+    """min(affinity, control-group quota), at least 1.  The quota is rounded down: beyond it threads are throttled."""
+    quota = cgroup_quota()
+    return max(1, min(affinity(), affinity() if quota is None else int(quota)))
+
+
+_num_threads: int | None = None
+
+
+def _check_threads(n: Any, source: str) -> int:
+    try:
+        count = int(n)
+    except (TypeError, ValueError):
+        count = 0
+    if count < 1 or (isinstance(n, float) and n != count):
+        raise ValueError(f"{source} must be a whole number of at least 1, got {n!r}")
+    return count
+
+
+def set_num_threads(n: int | None) -> None:
+    """Set the number of threads of the next calls; None goes back to the default.
+
+    The default is the smaller of the CPU affinity and the control group's quota; a number given here is honoured.
+    Small calls use one thread all the same.
+    """
+    global _num_threads
+    _num_threads = None if n is None else _check_threads(n, "the number of threads")
+
+
+def get_num_threads() -> int:
+    """The number of threads that the next call may use."""
+    return _num_threads or default_threads()
+
+
+@functools.cache
+def _blas_problem() -> str | None:
+    """Load SciPy's BLAS; why it cannot be had, or None."""
+    try:
+        from . import _blas
+    except Exception as error:  # an ABI mismatch comes as TypeError or ImportError, a broken SciPy as anything
+        return f"{type(error).__name__}: {error}"
+    _core.set_blas(_blas.sgemm_address())
+    return None
+
+
+def choose_backend(name: str | None) -> str:
+    """The backend of a new layer: the one asked for, or the better one on this machine.
+
+    Raises
+    ------
+    UnsupportedError
+        ``"blas"`` is asked for and SciPy's BLAS cannot be loaded, or the name is unknown.
+    """
+    if name is None:
+        return "packed" if _core.isa_tuned() or _blas_problem() else "blas"
+    if name not in BACKENDS:
+        raise UnsupportedError(f"unknown backend {name!r}; known: {', '.join(BACKENDS)}")
+    if name == "blas" and (problem := _blas_problem()):
+        raise UnsupportedError(
+            f'backend="blas" needs SciPy\'s BLAS, which could not be loaded ({problem}); '
+            'reinstall fastrnn with the installed SciPy, or use backend="packed"'
+        )
+    return name
+
+
+@functools.cache
+def version() -> str:
+    """Version of the installed package."""
+    return metadata.version("fastrnn")
+
+
+def info() -> dict[str, Any]:
+    """What this build and this process run on.
+
+    Returns
+    -------
+    dict
+        ``version``; ``isa`` and ``isas`` (best first); ``threads``, ``thread_limits``; ``team`` and ``teams``;
+        ``backend`` (of new layers); ``blas`` (None: not loaded yet); ``openmp`` (built in); ``machine``, ``python``.
+    """
+    blas = None
+    if _blas_problem.cache_info().currsize:
+        problem = _blas_problem()
+        blas = f"unavailable: {problem}" if problem else f"scipy {metadata.version('scipy')}"
+    return {
+        "version": version(),
+        "isa": _core.isa(),
+        "isas": _core.isas(),
+        "threads": get_num_threads(),
+        "thread_limits": {
+            "affinity": affinity(),
+            "cgroup_quota": cgroup_quota(),
+            "env": os.environ.get("FASTRNN_NUM_THREADS"),
+            "set": _num_threads,
+        },
+        "team": _core.team(),
+        "teams": _core.teams(),
+        "backend": "packed" if _core.isa_tuned() else "blas",
+        "blas": blas,
+        "openmp": "openmp" in _core.teams(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+    }
+
+
+def _read_environment() -> None:
+    if name := os.environ.get("FASTRNN_ISA"):
+        _choose_isa(name, "FASTRNN_ISA")
+    if name := os.environ.get("FASTRNN_TEAM"):
+        set_team(name)
+    if count := os.environ.get("FASTRNN_NUM_THREADS"):
+        set_num_threads(_check_threads(count, "FASTRNN_NUM_THREADS"))
+
+
+_read_environment()

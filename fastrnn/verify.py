@@ -1,0 +1,417 @@
+"""Compare a model with the float64 reference, with the framework that it came from, or with recorded outputs.
+
+Layers are compared one at a time: each gets the *engine's* own input to that layer in the reference too, so an error
+shows at the layer that makes it and does not accumulate.  The outputs of the whole model are compared end to end.
+Live frameworks and recordings run on their own from the inputs, so there errors do accumulate.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import reference
+from .errors import FormatError, ShapeError, UnsupportedError
+from .inspect import STATES, consumer, table, time_first
+from .spec import GATES, ModelSpec, Node, Tensor
+
+Arrays = dict[str, np.ndarray]
+
+ROUNDING = 2e-7
+"""The smallest tolerance, relative to the largest value of a tensor (or to 1): about 3.4 roundings to float32.
+
+This is the floor of the project's promise; below it, error says more about the last digit than about the layer."""
+
+PEER_FACTOR = 4.0
+"""How many times the error of the same equations in plain float32 NumPy may be.
+
+That error is what this layer, these weights and these inputs cost anyone who computes in float32: long sums, large
+pre-activations and unstable recurrences cost more.  The project promises twice the best peer's error over several
+seeds; one run of one peer has luck of its own, hence twice that again.  A wrong gate order, activation or epsilon
+is hundreds of times larger."""
+
+FLOAT32 = np.finfo(np.float32)
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """The largest error of a layer, or of an output (``op`` is then "output"); ``tolerance`` is what was allowed."""
+
+    name: str
+    op: str
+    max_abs: float
+    max_ulp: float
+    tolerance: float
+    ok: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`verify` found: ``layers`` one at a time, ``outputs`` end to end."""
+
+    against: str
+    layers: list[LayerReport]
+    outputs: list[LayerReport]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every layer and every output is within its tolerance."""
+        return all(row.ok for row in self.layers + self.outputs)
+
+    @property
+    def max_abs(self) -> float:
+        """The largest absolute error of the outputs."""
+        return max((row.max_abs for row in self.outputs), default=0.0)
+
+    @property
+    def max_ulp(self) -> float:
+        """The largest error of the outputs in units of the last place of float32."""
+        return max((row.max_ulp for row in self.outputs), default=0.0)
+
+    def __str__(self) -> str:
+        rows = [
+            (row.name, row.op, f"{row.max_abs:.2e}", f"{row.max_ulp:.1f}", f"{row.tolerance:.1e}", _verdict(row.ok))
+            for row in self.layers + self.outputs
+        ]
+        head = ("layer", "kind", "max abs", "max ulp", "allowed", "")
+        return f"{table(head, rows)}\n{_verdict(self.ok)}: against {self.against}, largest error {self.max_abs:.2e}"
+
+
+def verify(
+    model: Any,
+    against: Any = "reference",
+    *,
+    inputs: Mapping[str, Any] | np.ndarray | None = None,
+    seed: int = 0,
+    batch: int = 4,
+    seq_len: int = 20,
+    tolerance: float | None = None,
+) -> Report:
+    """Run a model and something to trust on the same inputs, and report the largest errors.
+
+    Parameters
+    ----------
+    model : Model or layer
+        What to check.
+    against : "reference", torch module, Keras model or layer, path of an .npz file or dict of arrays
+        What to trust.  Recorded arrays hold the inputs and the outputs by name, and any inner tensor.  Submodules of
+        a torch module and layers of a Keras model are compared with the layers that have their names.
+    inputs : dict of arrays or array, optional
+        Inputs by name; random ones that suit the graph (ids within the table, some steps masked) when absent.
+    seed, batch, seq_len : int
+        Of the random inputs.
+    tolerance : float, optional
+        Largest absolute error allowed; by default ``max(ROUNDING, PEER_FACTOR x the error of float32 NumPy)``,
+        relative to the largest value; twice that where the other side rounds too.
+
+    Returns
+    -------
+    Report
+        With ``ok``, ``max_abs``, ``max_ulp``, ``layers``, ``outputs``; ``str(report)`` is a table.  An error in ULP
+        is counted in steps of float32 at the reference's value; up to the smallest normal number it counts as 0,
+        because the engine flushes smaller ones.  NaN equals NaN.
+
+    Raises
+    ------
+    ShapeError
+        Inputs or outputs do not fit the model.
+    FormatError
+        A recording lacks a tensor or holds one that the model does not know.
+    UnsupportedError
+        ``against`` is none of the above.
+    """
+    model = model if hasattr(model, "trace") else model.as_model()
+    spec: ModelSpec = model.spec
+    alone = isinstance(against, str) and against == "reference"
+    recorded = None if alone else _recording(against)
+    if recorded is not None:
+        inputs = {t.name: recorded[t.name] for t in spec.inputs if t.name in recorded}
+    feeds = random_inputs(spec, seed, batch, seq_len) if inputs is None else _feeds(spec, inputs)
+
+    engine: Arrays = model.trace(feeds)
+    exact, rounded = _both_precisions(lambda: reference.run(spec, feeds))
+    judge = _Judge(exact, exact, rounded, tolerance)
+    if alone:
+        layers = [
+            _judge_alone(node, engine, tolerance).row(node.name, node.op, node.outputs, engine) for node in spec.nodes
+        ]
+        return Report("the float64 reference", layers, _output_rows(spec, judge, engine))
+
+    expected = _live_tensors(spec, against, feeds) if recorded is None else _known(spec, recorded)
+    missing = [t.name for t in spec.outputs if t.name not in expected]
+    if missing:
+        raise ShapeError(
+            f"there is nothing to compare the outputs {missing} with: the other side gives only "
+            f"{[name for name in expected if name not in feeds]}; load the model with outputs=[...] naming those"
+        )
+    judge = _Judge(expected, exact, rounded, tolerance, sides=2)
+    known = [(node, [name for name in node.outputs if name in expected]) for node in spec.nodes]
+    layers = [judge.row(node.name, node.op, tensors, engine) for node, tensors in known if tensors]
+    return Report(_describe(against), layers, _output_rows(spec, judge, engine))
+
+
+def random_inputs(spec: ModelSpec, seed: int = 0, batch: int = 4, seq_len: int = 20) -> Arrays:
+    """Inputs that suit a graph: ids within the table, masked steps where something masks, else normal numbers.
+
+    >>> from fastrnn.spec import Node
+    >>> node = Node("embedding", "words", ("ids",), ("y",), weights={"weight": np.zeros((3, 2))})
+    >>> graph = ModelSpec([node], [Tensor("ids", (None, None), "int64")], [Tensor("y", None)])
+    >>> random_inputs(graph, batch=2, seq_len=5)["ids"].shape
+    (2, 5)
+    """
+    rng = np.random.default_rng(seed)
+    return {tensor.name: _random_input(spec, tensor, rng, batch, seq_len) for tensor in spec.inputs}
+
+
+def _random_input(spec: ModelSpec, tensor: Tensor, rng: np.random.Generator, batch: int, seq_len: int) -> np.ndarray:
+    node, role = consumer(spec, tensor.name) or (None, "")
+    shape = tensor.shape
+    if shape is None and node is not None and node.op in GATES and role == "x":
+        shape = (None, None, node.weights["weight_ih_l0"].shape[1])
+    if shape is None:
+        raise ShapeError(f"the shape of input {tensor.name!r} is not known; pass inputs={{{tensor.name!r}: array}}")
+    free = [batch] + [seq_len] * len(shape)
+    if role in STATES:
+        free = [1, batch, 1]
+    elif len(shape) >= 3 and time_first(spec):
+        free[:2] = [seq_len, batch]
+    sizes = [free[k] if n is None else n for k, n in enumerate(shape)]
+    tail = rng.integers(0, max(sizes[1], 1), sizes[0]) if len(sizes) > 1 else np.zeros(sizes[:1], int)
+
+    if node is not None and node.op == "embedding":
+        ids = rng.integers(0, len(node.weights["weight"]), sizes)
+        for row, length in enumerate(tail if node.attr("mask_zero") else ()):
+            ids[row, len(ids[row]) - length :] = 0
+        return ids.astype(tensor.dtype)
+    if role == "mask" or tensor.dtype == "bool":
+        return rng.random(sizes) < 0.8
+    if np.issubdtype(np.dtype(tensor.dtype), np.integer):
+        return rng.integers(0, 2, sizes).astype(tensor.dtype)
+    x = rng.standard_normal(sizes).astype(np.float32)
+    for row, length in enumerate(tail if node is not None and node.op == "masking" else ()):
+        x[row, len(x[row]) - length :] = node.attr("mask_value")  # type: ignore[union-attr]
+    return x
+
+
+# Comparing
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """What tensors should be, by name, and how far from it they may be.
+
+    ``exact`` and ``rounded`` are the reference in float64 and in float32; ``sides`` says how many of the compared
+    sides round, 2 where ``expected`` comes from a framework.
+    """
+
+    expected: Arrays
+    exact: Arrays
+    rounded: Arrays
+    tolerance: float | None = None
+    sides: int = 1
+
+    def row(self, name: str, op: str, tensors: Iterable[str], engine: Arrays) -> LayerReport:
+        """The row of a layer: that of its worst tensor."""
+        rows = [self._row(name, op, tensor, engine) for tensor in tensors if tensor]
+        return max(rows, key=lambda row: (not row.ok, row.max_abs))
+
+    def _row(self, name: str, op: str, tensor: str, engine: Arrays) -> LayerReport:
+        got, want = engine[tensor], self.expected[tensor]
+        if got.shape != want.shape:
+            raise ShapeError(
+                f"tensor {tensor!r} of {op} {name!r} has shape {got.shape}, what it is compared with has {want.shape}; "
+                "check that both are the same model and were given the same inputs"
+            )
+        error, ulp = errors(got, want)
+        allowed = self.sides * self._allowed(tensor) if self.tolerance is None else self.tolerance
+        return LayerReport(name, op, error, ulp, allowed, error <= allowed)
+
+    def _allowed(self, tensor: str) -> float:
+        exact = self.exact[tensor]
+        floor = ROUNDING * max(1.0, float(np.abs(exact[np.isfinite(exact)]).max(initial=0.0)))
+        peer = errors(self.rounded[tensor], exact)[0]
+        return max(floor, PEER_FACTOR * peer) if np.isfinite(peer) else floor
+
+
+def _judge_alone(node: Node, engine: Arrays, tolerance: float | None) -> _Judge:
+    """Judge one layer by the reference on the engine's own input to it."""
+    exact, rounded = _both_precisions(lambda: reference.run_node(node, engine))
+    return _Judge(exact, exact, rounded, tolerance)
+
+
+def _output_rows(spec: ModelSpec, judge: _Judge, engine: Arrays) -> list[LayerReport]:
+    return [judge.row(tensor.name, "output", [tensor.name], engine) for tensor in spec.outputs]
+
+
+def _both_precisions(run: Callable[[], Arrays]) -> tuple[Arrays, Arrays]:
+    """A run of the reference in float64, and the same equations in float32."""
+    exact = run()
+    with reference.precision(np.float32), np.errstate(all="ignore"):
+        return exact, run()
+
+
+def errors(got: np.ndarray, want: np.ndarray) -> tuple[float, float]:
+    """The largest absolute error, and the largest in float32 steps at the wanted value.
+
+    >>> errors(np.array([1.0, np.nan]), np.array([1.0 + 2**-23, np.nan]))
+    (1.1920928955078125e-07, 1.0)
+    """
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    want = np.where(np.abs(want) > FLOAT32.max, np.copysign(np.inf, want), want)
+    same = (got == want) | (np.isnan(got) & np.isnan(want))
+    with np.errstate(invalid="ignore"):
+        error = np.where(same, 0.0, np.abs(got - want))
+    error = np.where(np.isnan(error), np.inf, error)
+    scale = np.where(np.isnan(want), 1.0, np.clip(np.abs(want), FLOAT32.tiny, 2.0**127))
+    step = np.spacing(scale.astype(np.float32)).astype(np.float64)
+    ulp = np.where(error <= FLOAT32.tiny, 0.0, error / step)
+    return float(error.max(initial=0.0)), float(ulp.max(initial=0.0))
+
+
+def _verdict(ok: bool) -> str:
+    return "ok" if ok else "MISMATCH"
+
+
+# The other side: recordings and live frameworks
+
+
+def _feeds(spec: ModelSpec, inputs: Mapping[str, Any] | Any) -> Arrays:
+    names = [tensor.name for tensor in spec.inputs]
+    if not isinstance(inputs, Mapping):
+        inputs = {names[0]: inputs}
+    if set(inputs) != set(names):
+        raise ShapeError(f"inputs {sorted(inputs)} were given, the model takes {sorted(names)}; pass exactly those")
+    return {name: np.asarray(inputs[name]) for name in names}
+
+
+def _recording(against: Any) -> Arrays | None:
+    """The arrays of a dict or an .npz file; None for anything else."""
+    if isinstance(against, Mapping):
+        return {str(name): np.asarray(array) for name, array in against.items()}
+    if not isinstance(against, str | os.PathLike):
+        return None
+    if Path(against).suffix != ".npz":
+        raise UnsupportedError(
+            f"cannot compare with {os.fspath(against)!r}; pass 'reference', the path of an .npz file that holds inputs "
+            "and outputs by name, a dict of arrays, a torch module or a Keras model"
+        )
+    try:
+        with np.load(against, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise FormatError(
+            f"{os.fspath(against)}: not an .npz file of plain arrays ({error}); save it with numpy.savez"
+        ) from error
+
+
+def _known(spec: ModelSpec, recorded: Arrays) -> Arrays:
+    names = {t.name for t in spec.inputs} | {name for node in spec.nodes for name in node.outputs if name}
+    unknown = sorted(set(recorded) - names)
+    if unknown:
+        raise FormatError(f"the recording holds {unknown}, which the model does not know; it has {sorted(names)}")
+    return recorded
+
+
+def _live_tensors(spec: ModelSpec, live: Any, feeds: Arrays) -> Arrays:
+    """The tensors of our graph that a live object of a framework computes, by our names."""
+    # Layers of Keras on its torch backend are torch modules too, so Keras goes first.
+    for name, kind, run in (("keras", "Layer", _run_keras), ("torch", "nn.Module", _run_torch)):
+        framework = sys.modules.get(name)
+        if framework is not None and isinstance(live, attrgetter(kind)(framework)):
+            return run(spec, live, feeds)
+    raise UnsupportedError(
+        f"cannot compare with a {type(live).__name__}; pass 'reference', the path of an .npz file, a dict of arrays, "
+        "a torch module or a Keras model"
+    )
+
+
+def _run_torch(spec: ModelSpec, module: Any, feeds: Arrays) -> Arrays:
+    """Run a torch module in evaluation mode, recording the submodules that bear the names of our layers."""
+    import torch
+
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
+    given = [torch.from_numpy(np.array(feeds[t.name])) for t in spec.inputs]
+    x, *state = (t.to(parameter) if t.is_floating_point() else t for t in given)
+    recurrent = isinstance(module, torch.nn.RNNBase | torch.nn.RNNCellBase)
+    arguments = [x, tuple(state) if len(state) > 1 else state[0]] if recurrent and state else [x, *state]
+
+    submodules = dict(module.named_modules())
+    training = {submodule: submodule.training for submodule in submodules.values()}
+    seen: Arrays = {}
+
+    def record(names: tuple[str, ...]) -> Callable[[Any, Any, Any], None]:
+        return lambda _module, _arguments, result: seen.update(_named(names, result))
+
+    hooks = [
+        submodules[node.name].register_forward_hook(record(node.outputs))
+        for node in spec.nodes
+        if node.name in submodules and submodules[node.name] is not module
+    ]
+    try:
+        module.eval()
+        with torch.no_grad():
+            result = module(*arguments)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for submodule, mode in training.items():
+            submodule.training = mode
+    return seen | _named([tensor.name for tensor in spec.outputs], result)
+
+
+def _run_keras(spec: ModelSpec, live: Any, feeds: Arrays) -> Arrays:
+    """Run a Keras model or layer, recording the layers that bear the names of ours."""
+    import keras
+
+    given = [feeds[t.name] for t in spec.inputs]
+    arguments = given if len(given) > 1 else given[0]
+    named = _named([tensor.name for tensor in spec.outputs], live(arguments, training=False))
+    outputs_of = {node.name: node.outputs[:1] for node in spec.nodes}  # y; states come in another order
+    layers = [layer for layer in getattr(live, "layers", []) if layer.name in outputs_of and _called_once(layer)]
+    if layers:
+        results = keras.Model(live.inputs, [layer.output for layer in layers])(arguments, training=False)
+        for layer, result in zip(layers, [results] if len(layers) == 1 else results, strict=True):
+            named = _named(outputs_of[layer.name], result) | named
+    return named
+
+
+def _called_once(layer: Any) -> bool:
+    """Whether a Keras layer has one output in the graph, not several or (inside another layer) none."""
+    try:
+        return layer.output is not None
+    except (AttributeError, ValueError):
+        return False
+
+
+def _named(names: Iterable[str], result: Any) -> Arrays:
+    """Name the tensors of a nested result in order, as arrays; an empty name skips one."""
+    flat = list(_flatten(result))
+    return {
+        name: np.asarray(t.detach().cpu().double() if hasattr(t, "detach") else t)
+        for name, t in zip(names, flat, strict=False)
+        if name
+    }
+
+
+def _flatten(result: Any) -> Iterable[Any]:
+    if isinstance(result, Mapping):
+        result = tuple(result.values())
+    if isinstance(result, tuple | list):
+        for item in result:
+            yield from _flatten(item)
+    else:
+        yield result
+
+
+def _describe(against: Any) -> str:
+    if isinstance(against, Mapping):
+        return "recorded arrays"
+    return os.fspath(against) if isinstance(against, str | os.PathLike) else f"a live {type(against).__name__}"

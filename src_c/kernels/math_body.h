@@ -1,0 +1,147 @@
+/* math_body.h: element-wise functions, the same operations on every ISA.
+ *
+ * All of them rest on one reduction:  e^x = 2^n e^r,  n = round(x / ln 2),  |r| <= ln(2) / 2,
+ *     e^r - 1 = r + r^2 q(r),  q of degree 4, relative error of e^r below 2^-28 (minimax fit).
+ * NaN propagates because bounds are applied as v_max(BOUND, x), which returns x where the comparison fails. */
+
+typedef struct {
+    vf scale;  /* 2^n */
+    vf excess; /* e^r - 1 */
+} reduced_exp;
+
+/* x in [-87.3, 88.3], or NaN. */
+static inline reduced_exp v_reduce_exp(vf x)
+{
+    const vf log2_e = v_set(0x1.715476p+0f), magic = v_set(0x1.8p+23f); /* adding magic rounds to an integer in the low bits */
+    const vf ln2_high = v_set(0x1.62e430p-1f), ln2_low = v_set(-0x1.05c610p-29f);
+    vf shifted = v_fma(x, log2_e, magic);
+    vf n = shifted - magic;
+    vf r = v_fma(-n, ln2_low, v_fma(-n, ln2_high, x));
+    vf q = v_fma(v_set(0x1.6db42ap-10f), r, v_set(0x1.123b56p-7f));
+    q = v_fma(q, r, v_set(0x1.55545ep-5f));
+    q = v_fma(q, r, v_set(0x1.55548ep-3f));
+    q = v_fma(q, r, v_set(0.5f));
+    return (reduced_exp){.scale = (vf)(((vi)shifted << 23) + 0x3f800000), .excess = v_fma(r * r, q, r)};
+}
+
+/* 1 / (1 + e^-x) */
+static inline vf v_sigmoid(vf x)
+{
+    vf bounded = v_min(v_set(88.0f), v_max(v_set(-87.0f), -x));
+    reduced_exp e = v_reduce_exp(bounded);
+    return 1.0f / (v_fma(e.scale, e.excess, e.scale) + 1.0f);
+}
+
+/* With e = e^(-2 |x|) - 1, which keeps its relative accuracy near 0:  tanh |x| = -e / (e + 2). */
+static inline vf v_tanh(vf x)
+{
+    vf z = v_max(v_set(-40.0f), -2.0f * v_abs(x));
+    reduced_exp e = v_reduce_exp(z);
+    vf e_minus_1 = v_fma(e.scale, e.excess, e.scale - 1.0f);
+    return v_or(-e_minus_1 / (e_minus_1 + 2.0f), v_sign_of(x));
+}
+
+static inline vf v_exp(vf x)
+{
+    const vf low = v_set(-87.0f), high = v_set(88.7228390f); /* ln FLT_MAX */
+    /* Above 88 the scale 2^n would leave the exponent's range: e^x = e^(x - 1) e there. */
+    reduced_exp e = v_reduce_exp(v_min(v_set(88.0f), v_max(low, x)));
+    vf y = v_fma(e.scale, e.excess, e.scale);
+    reduced_exp top = v_reduce_exp(v_max(low, v_min(high, x)) - 1.0f);
+    y = v_select(v_less(v_set(88.0f), x), v_fma(top.scale, top.excess, top.scale) * 0x1.5bf0a8p+1f, y);
+    y = v_select(v_less(high, x), v_set(__builtin_inff()), y);
+    return v_select(v_less(x, low), v_set(0.0f), y);
+}
+
+/* log(1 + u), u in [0, 1] or NaN:  2 atanh(s) = s P(s^2),  s = u / (2 + u). */
+static inline vf v_log1p_unit(vf u)
+{
+    vf s = u / (u + 2.0f), t = s * s;
+    vf p = v_fma(v_set(0x1.f43cd2p-3f), t, v_set(0x1.b61002p-3f));
+    p = v_fma(p, t, v_set(0x1.251464p-2f));
+    p = v_fma(p, t, v_set(0x1.999622p-2f));
+    p = v_fma(p, t, v_set(0x1.55555ap-1f));
+    return s * v_fma(p, t, v_set(2.0f));
+}
+
+static inline vf v_relu(vf x) { return v_max(v_set(0.0f), x); }
+
+static inline vf v_clip(vf x, float low, float high) { return v_min(v_set(high), v_max(v_set(low), x)); }
+
+/* max(x, 0) + log(1 + e^-|x|) */
+static inline vf v_softplus(vf x) { return v_relu(x) + v_log1p_unit(v_exp(-v_abs(x))); }
+
+/* e^x - 1 for x <= 0 */
+static inline vf v_expm1_negative(vf x)
+{
+    reduced_exp e = v_reduce_exp(v_max(v_set(-40.0f), x));
+    return v_fma(e.scale, e.excess, e.scale - 1.0f);
+}
+
+static inline vf v_elu(vf x, float alpha) { return v_select(v_less(x, v_set(0.0f)), alpha * v_expm1_negative(v_min(v_set(0.0f), x)), x); }
+
+/* Near 0 an odd polynomial, beyond 1 the form 1 - e^-Q(|x|). */
+static inline vf v_erf(vf x)
+{
+    vf a = v_min(v_set(4.0f), v_abs(x)), t = a * a;
+    vf p = v_fma(v_set(0x1.4ae14ep-14f), t, v_set(-0x1.a484b8p-11f));
+    p = v_fma(p, t, v_set(0x1.5419cep-8f));
+    p = v_fma(p, t, v_set(-0x1.b7fbb0p-6f));
+    p = v_fma(p, t, v_set(0x1.ce2d20p-4f));
+    p = v_fma(p, t, v_set(-0x1.81273ep-2f));
+    p = a * v_fma(p, t, v_set(0x1.20dd74p+0f));
+    vf q = v_fma(v_set(0x1.6bd814p-16f), a, v_set(-0x1.cec624p-12f));
+    q = v_fma(q, a, v_set(0x1.138cc6p-8f));
+    q = v_fma(q, a, v_set(-0x1.9d030ap-6f));
+    q = v_fma(q, a, v_set(0x1.bc1518p-4f));
+    q = v_fma(q, a, v_set(0x1.443566p-1f));
+    q = v_fma(q, a, v_set(0x1.212c0ep+0f));
+    q = v_fma(q, a, v_set(-0x1.8a57d4p-13f));
+    return v_or(v_select(v_less(a, v_set(1.0f)), p, -v_expm1_negative(-q)), v_sign_of(x));
+}
+
+static inline vf v_gelu_tanh(vf x)
+{
+    vf cube = x * x * x;
+    return 0.5f * x * (v_tanh(0x1.988454p-1f * v_fma(v_set(0.044715f), cube, x)) + 1.0f); /* sqrt(2 / pi) */
+}
+
+/* One switch for the cells and for whole arrays; the kind is the same for all elements, so the branch is free.
+ * Not inlined: the cells' common activations have their own path, and forty copies of all this would not fit a cache. */
+static __attribute__((noinline)) vf v_activate(frnn_activation activation, vf x)
+{
+    const float alpha = activation.alpha, beta = activation.beta;
+    const vf zero = v_set(0.0f);
+    switch (activation.kind) {
+    case FRNN_SIGMOID: return v_sigmoid(x);
+    case FRNN_TANH: return v_tanh(x);
+    case FRNN_RELU: return v_relu(x);
+    case FRNN_HARD_SIGMOID: return v_clip(v_fma(v_set(alpha), x, v_set(beta)), 0.0f, 1.0f);
+    case FRNN_AFFINE: return v_fma(v_set(alpha), x, v_set(beta));
+    case FRNN_LEAKY_RELU: return v_select(v_less(x, zero), alpha * x, x);
+    case FRNN_THRESHOLDED_RELU: return v_select(v_less(v_set(alpha), x), x, v_select(v_less(x, v_set(__builtin_inff())), zero, x));
+    case FRNN_SCALED_TANH: return alpha * v_tanh(beta * x);
+    case FRNN_ELU: return v_elu(x, alpha);
+    case FRNN_SOFTSIGN: return x / (v_abs(x) + 1.0f);
+    case FRNN_SOFTPLUS: return v_softplus(x);
+    case FRNN_EXP: return v_exp(x);
+    case FRNN_SELU: return beta * v_elu(x, alpha);
+    case FRNN_SILU: return x * v_sigmoid(x);
+    case FRNN_GELU: return 0.5f * x * (v_erf(0x1.6a09e6p-1f * x) + 1.0f);
+    case FRNN_GELU_TANH: return v_gelu_tanh(x);
+    case FRNN_MISH: return x * v_tanh(v_softplus(x));
+    case FRNN_RELU6: return v_clip(x, 0.0f, 6.0f);
+    case FRNN_HARD_TANH: return v_clip(x, alpha, beta);
+    case FRNN_HARD_SWISH: return x * v_clip(v_fma(v_set(0x1.555556p-3f), x, v_set(0.5f)), 0.0f, 1.0f);
+    case FRNN_LOG_SIGMOID: return -v_softplus(-x);
+    case FRNN_LINEAR: break;
+    }
+    return x;
+}
+
+static void activate(frnn_activation activation, size_t n, const float *x, float *y)
+{
+    size_t k = 0;
+    for (; k + VLEN <= n; k += VLEN) v_store(y + k, v_activate(activation, v_load(x + k)));
+    if (k < n) v_store_first(y + k, v_activate(activation, v_load_first(x + k, n - k)), n - k);
+}

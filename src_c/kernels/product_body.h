@@ -1,0 +1,141 @@
+/* product_body.h: register tiles of a W^T over packed panels, in the fixed order of sums (kernels.h).
+ *
+ * A tile is `panels` x `rows` x `nv` vectors of totals.  The three sizes are constants after inlining, so all
+ * accumulators are registers: 24 of 32 (AVX-512, NEON) or 12 of 16 leave room for the weights and a broadcast.
+ * One row alone takes two panels at once, as eight chains are needed to hide the latency of an FMA. */
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 32")
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define MAX_ROWS(nv) ((nv) == 4 ? 6 : 8)
+#else
+#define MAX_ROWS(nv) ((nv) == 4 ? 3 : (nv) == 3 ? 4 : (nv) == 2 ? 6 : 8)
+#endif
+
+enum { MAX_TILE_ROWS = 8, MAX_TOTALS = 32 };
+
+typedef void (*tile_fn)(const void *args, size_t row, size_t panel);
+
+/* The tiles of one kernel for one panel width. */
+typedef struct {
+    size_t max_rows;
+    tile_fn rows[MAX_TILE_ROWS + 1]; /* by number of rows */
+    tile_fn pair;                    /* one row, two neighbouring panels */
+} tile_set;
+
+/* total[(panel * rows + row) * nv + j] += a[row] . w[panel][j]; w_next is the distance between two panels. */
+INLINE void accumulate(const int panels, const int rows, const int nv, const float *a, size_t a_stride, const float *w, size_t w_next,
+                       size_t k, vf *total)
+{
+    for (size_t left = k; left > 0;) {
+        size_t block = left < FRNN_SUM_BLOCK ? left : FRNN_SUM_BLOCK;
+        vf part[MAX_TOTALS];
+        UNROLL for (int j = 0; j < panels * rows * nv; j++) part[j] = (vf){0};
+        for (size_t kk = 0; kk < block; kk++) {
+            vf broadcast[MAX_TILE_ROWS];
+            UNROLL for (int r = 0; r < rows; r++) broadcast[r] = v_set(a[(size_t)r * a_stride + kk]);
+            UNROLL for (int q = 0; q < panels; q++)
+                UNROLL for (int j = 0; j < nv; j++)
+                {
+                    vf weight = v_load(w + (size_t)q * w_next + (size_t)j * VLEN);
+                    UNROLL for (int r = 0; r < rows; r++)
+                        part[(q * rows + r) * nv + j] = v_fma(weight, broadcast[r], part[(q * rows + r) * nv + j]);
+                }
+            w += (size_t)nv * VLEN;
+        }
+        UNROLL for (int j = 0; j < panels * rows * nv; j++) total[j] += part[j];
+        a += block;
+        left -= block;
+    }
+}
+
+/* Where panel p begins: all panels before it are full. */
+static inline const float *panel_weights(const frnn_panels *panels, size_t p) { return panels->w + p * frnn_panel_row(panels) * panels->k; }
+
+/* Walk over rows and panels; tiles of nearly equal height beat full tiles and a thin rest.
+ * sets[w - 1] serves panels of w vectors a gate. */
+static void run_tiles(const void *args, const frnn_panels *matrix, size_t rows, size_t panel_begin, size_t panel_end, const tile_set *sets)
+{
+    for (size_t p = panel_begin; p < panel_end; p++) {
+        const tile_set *set = &sets[frnn_panel_width(matrix, p) - 1];
+        if (rows == 1 && set->pair && p + 1 < panel_end && frnn_panel_width(matrix, p + 1) == frnn_panel_width(matrix, p)) {
+            set->pair(args, 0, p++);
+            continue;
+        }
+        size_t tiles = (rows + set->max_rows - 1) / set->max_rows;
+        for (size_t row = 0; tiles > 0; tiles--) {
+            size_t height = (rows - row + tiles - 1) / tiles;
+            set->rows[height](args, row, p);
+            row += height;
+        }
+    }
+}
+
+/* One function for each number of rows, and the tile_set over them; nv vectors in a row of a panel. */
+#define TILE_FN(name, nv, rows_, call)                                                                            \
+    static void name##_##rows_(const void *args, size_t row, size_t panel)                                       \
+    {                                                                                                             \
+        const int rows = rows_, panels = 1;                                                                       \
+        if (rows <= MAX_ROWS(nv)) call;                                                                           \
+    }
+#define TILE_PAIR_FN(name, call)                                                                                  \
+    static void name##_pair(const void *args, size_t row, size_t panel)                                          \
+    {                                                                                                             \
+        const int rows = 1, panels = 2;                                                                           \
+        call;                                                                                                     \
+    }
+#define TILES(name, nv, call)                                                                                         \
+    TILE_FN(name, nv, 1, call)                                                                                        \
+    TILE_FN(name, nv, 2, call)                                                                                        \
+    TILE_FN(name, nv, 3, call)                                                                                        \
+    TILE_FN(name, nv, 4, call)                                                                                        \
+    TILE_FN(name, nv, 5, call)                                                                                        \
+    TILE_FN(name, nv, 6, call)                                                                                        \
+    TILE_FN(name, nv, 7, call)                                                                                        \
+    TILE_FN(name, nv, 8, call)                                                                                        \
+    TILE_PAIR_FN(name, call)
+#define TILE_SET(name, nv)                                                                                        \
+    {                                                                                                             \
+        .max_rows = MAX_ROWS(nv), .pair = name##_pair,                                                            \
+        .rows = {NULL, name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8}            \
+    }
+
+/* The product by itself: totals start from the bias and are stored. */
+INLINE void product_tile(const frnn_product_args *s, size_t row, size_t panel, const int panels, const int rows, const int nv)
+{
+    const frnn_panels *matrix = s->panels;
+    vf total[MAX_TOTALS];
+    UNROLL for (int q = 0; q < panels; q++)
+        UNROLL for (int j = 0; j < nv; j++)
+        {
+            vf start = v_load(matrix->bias + (panel + (size_t)q) * frnn_panel_row(matrix) + (size_t)j * VLEN);
+            UNROLL for (int r = 0; r < rows; r++) total[(q * rows + r) * nv + j] = start;
+        }
+    accumulate(panels, rows, nv, s->a + row * s->a_stride, s->a_stride, panel_weights(matrix, panel), frnn_panel_row(matrix) * matrix->k,
+               matrix->k, total);
+    UNROLL for (int q = 0; q < panels; q++)
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int j = 0; j < nv; j++)
+                v_store(s->out.at + (panel + (size_t)q) * s->out.panel_stride + (row + (size_t)r) * s->out.row_stride + (size_t)j * VLEN,
+                        total[(q * rows + r) * nv + j]);
+}
+
+TILES(product_1, 1, product_tile(args, row, panel, panels, rows, 1))
+TILES(product_2, 2, product_tile(args, row, panel, panels, rows, 2))
+TILES(product_3, 3, product_tile(args, row, panel, panels, rows, 3))
+TILES(product_4, 4, product_tile(args, row, panel, panels, rows, 4))
+
+static void product(const frnn_product_args *s)
+{
+    static const tile_set sets[] = {TILE_SET(product_1, 1), TILE_SET(product_2, 2), TILE_SET(product_3, 3), TILE_SET(product_4, 4)};
+    /* By vectors in all, not by width: step through sets in units of one width. */
+    const frnn_panels *matrix = s->panels;
+    size_t gates = matrix->gates, full = s->panel_end;
+    if (full > s->panel_begin && frnn_panel_width(matrix, full - 1) < matrix->width) full--;
+    run_tiles(s, matrix, s->rows, s->panel_begin, full, sets + gates * matrix->width - matrix->width);
+    if (full < s->panel_end) {
+        size_t width = frnn_panel_width(matrix, full);
+        run_tiles(s, matrix, s->rows, full, s->panel_end, sets + gates * width - width);
+    }
+}

@@ -1,0 +1,42 @@
+/* pack.c: re-lay a matrix as panels (kernels.h says how they look). */
+#include "pack.h"
+
+#include "memory.h"
+
+frnn_status frnn_panels_pack(frnn_panels *panels, const frnn_matrix *matrix, size_t vlen, bool flat)
+{
+    const size_t gates = matrix->gates, units = matrix->units, k = matrix->k;
+    *panels = (frnn_panels){.k = k, .gates = gates, .units = units, .vlen = vlen, .vectors = (units + vlen - 1) / vlen};
+    panels->width = FRNN_MAX_WIDTH / gates;
+    const size_t columns = gates * frnn_padded(panels);
+    panels->w = frnn_aligned_zeros(columns, k, sizeof(float));
+    panels->bias = frnn_aligned_zeros(columns, 1, sizeof(float));
+    if (!panels->w || !panels->bias) {
+        frnn_panels_free(panels);
+        return FRNN_ERR_MEMORY;
+    }
+    for (size_t p = 0; p < frnn_panel_count(panels); p++) {
+        const size_t width = frnn_panel_width(panels, p), row = gates * width * vlen, first = p * frnn_panel_row(panels);
+        float *bias = panels->bias + first;
+        float *w = panels->w + (flat ? first : first * k);
+        const size_t next_k = flat ? columns : row;
+        for (size_t g = 0; g < gates; g++)
+            for (size_t lane = 0; lane < width * vlen; lane++) {
+                const size_t unit = p * panels->width * vlen + lane, at = g * width * vlen + lane;
+                if (unit >= units) continue;
+                if (matrix->bias_a[g]) bias[at] = matrix->bias_a[g][unit];
+                if (matrix->bias_b[g]) bias[at] += matrix->bias_b[g][unit];
+                for (size_t kk = 0; kk < k; kk++) w[kk * next_k + at] = matrix->rows[g][unit * k + kk];
+            }
+    }
+    return FRNN_OK;
+}
+
+void frnn_panels_free(frnn_panels *panels)
+{
+    frnn_aligned_free(panels->w);
+    frnn_aligned_free(panels->bias);
+    *panels = (frnn_panels){0};
+}
+
+size_t frnn_panels_bytes(const frnn_panels *panels) { return panels->gates * frnn_padded(panels) * (panels->k + 1) * sizeof(float); }

@@ -1,0 +1,117 @@
+/* team.c: who has the team, which backend runs it, what fork leaves behind. */
+#define _GNU_SOURCE
+#include "team.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdbool.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "fastrnn.h"
+
+extern const frnn_team_backend_ops frnn_team_posix;
+#ifdef _OPENMP
+extern const frnn_team_backend_ops frnn_team_openmp;
+#endif
+
+static const frnn_team_backend_ops *const backends[] = {
+    &frnn_team_posix,
+#ifdef _OPENMP
+    &frnn_team_openmp,
+#endif
+};
+enum { BACKENDS = sizeof backends / sizeof *backends };
+
+static const frnn_team_backend_ops *_Atomic selected;
+static atomic_flag taken = ATOMIC_FLAG_INIT;
+static atomic_bool crowded; /* more members than cores */
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static const frnn_team_backend_ops *backend(void)
+{
+    const frnn_team_backend_ops *chosen = atomic_load(&selected);
+    return chosen ? chosen : backends[0];
+}
+
+/* The team of the parent may have been in use at the moment of the fork; nobody of it is left here. */
+static void after_fork_in_child(void)
+{
+    for (size_t k = 0; k < BACKENDS; k++) backends[k]->forked();
+    atomic_flag_clear(&taken);
+}
+
+static void register_fork_handler(void) { pthread_atfork(NULL, NULL, after_fork_in_child); }
+
+size_t frnn_team_backend_count(void) { return BACKENDS; }
+
+const char *frnn_team_backend_name(size_t k) { return backends[k]->name; }
+
+const char *frnn_team_backend(void) { return backend()->name; }
+
+bool frnn_set_team_backend(const char *name)
+{
+    for (size_t k = 0; k < BACKENDS; k++)
+        if (strcmp(backends[k]->name, name) == 0) {
+            atomic_store(&selected, backends[k]);
+            return true;
+        }
+    return false;
+}
+
+static size_t cores(void)
+{
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    return sched_getaffinity(0, sizeof set, &set) == 0 ? (size_t)CPU_COUNT(&set) : 1;
+}
+
+size_t frnn_team_take(size_t wanted)
+{
+    if (wanted > FRNN_MAX_MEMBERS) wanted = FRNN_MAX_MEMBERS;
+    if (wanted < 2 || atomic_flag_test_and_set(&taken)) return 1;
+    pthread_once(&once, register_fork_handler);
+    size_t members = backend()->prepare(wanted);
+    atomic_store(&crowded, members > cores());
+    if (members < 2) atomic_flag_clear(&taken);
+    return members;
+}
+
+void frnn_team_run(size_t members, frnn_task task, void *arg)
+{
+    if (members < 2)
+        task(arg, 0);
+    else
+        backend()->run(members, task, arg);
+}
+
+void frnn_team_release(size_t members)
+{
+    if (members >= 2) atomic_flag_clear(&taken);
+}
+
+void frnn_pause(unsigned turn)
+{
+    enum { TURNS_BEFORE_YIELD = 4000 };
+    if (turn >= TURNS_BEFORE_YIELD || (turn > 0 && atomic_load_explicit(&crowded, memory_order_relaxed)))
+        sched_yield();
+    else {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        __asm__ volatile("yield");
+#endif
+    }
+}
+
+void frnn_barrier_wait(frnn_barrier *barrier)
+{
+    if (barrier->members < 2) return;
+    unsigned phase = atomic_load_explicit(&barrier->phase, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&barrier->arrived, 1, memory_order_acq_rel) + 1 == barrier->members) {
+        atomic_store_explicit(&barrier->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&barrier->phase, phase + 1, memory_order_release);
+        return;
+    }
+    for (unsigned turn = 0; atomic_load_explicit(&barrier->phase, memory_order_acquire) == phase; turn++) frnn_pause(turn);
+}

@@ -1,0 +1,95 @@
+"""The example and the comparison run as a user starts them: from another folder, as a process of their own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastrnn
+
+ROOT = Path(__file__).resolve().parents[1]
+DIGITS = ROOT / "examples" / "digits"
+NETWORKS = {"gru": fastrnn.GRU, "bilstm": fastrnn.LSTM}
+SUFFIXES = (".pt", ".safetensors", ".keras")
+HAVE_H5PY = importlib.util.find_spec("h5py") is not None
+
+
+def run(script: Path, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script with the fastrnn that these tests import."""
+    env = os.environ | {"PYTHONPATH": str(Path(fastrnn.__file__).parents[1])}
+    command = [sys.executable, str(script), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+
+
+def held_out() -> tuple[np.ndarray, np.ndarray]:
+    with np.load(DIGITS / "data" / "held_out.npz") as data:
+        return data["images"].astype(np.float32) / 16, data["labels"]
+
+
+def test_digits_reads_the_held_out_images(tmp_path):
+    done = run(DIGITS / "run.py", "--no-peers", "--out", tmp_path / "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    accuracy = dict(re.findall(r"^(\w+\.\w+) +([\d.]+)%", done.stdout, re.MULTILINE))
+    expected = {name + suffix for name in NETWORKS for suffix in SUFFIXES if HAVE_H5PY or suffix != ".keras"}
+    assert set(accuracy) == expected
+    assert all(float(percent) >= 97 for percent in accuracy.values()), accuracy
+    assert "All results are right." in done.stdout
+    assert (tmp_path / "out" / "digits.png").exists() == bool(importlib.util.find_spec("matplotlib"))
+
+
+def test_digits_fails_on_wrong_weights(tmp_path):
+    shutil.copytree(DIGITS, tmp_path / "examples" / "digits", ignore=shutil.ignore_patterns("out", "__pycache__"))
+    shutil.copytree(ROOT / "bench", tmp_path / "bench", ignore=shutil.ignore_patterns("__pycache__"))
+    path = tmp_path / "examples" / "digits" / "gru.safetensors"
+    data = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    data[start:] = (-np.frombuffer(data[start:], "<f4")).tobytes()
+    path.write_bytes(data)
+
+    done = run(tmp_path / "examples" / "digits" / "run.py", "--no-peers", "--out", tmp_path, cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "FAILED gru.safetensors: accuracy" in done.stdout
+    assert "FAILED gru.pt" not in done.stdout
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_weight_files_are_small(name, suffix):
+    assert (DIGITS / f"{name}{suffix}").stat().st_size < 300_000
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_containers_agree(name):
+    """The same weights give the same bits, whatever they come from."""
+    x, labels = held_out()
+    logits = {}
+    for suffix in (".pt", ".safetensors"):
+        layers = fastrnn.load_layers(DIGITS / f"{name}{suffix}", {"rnn": NETWORKS[name], "head": fastrnn.Dense})
+        logits[suffix] = fastrnn.Sequential(layers["rnn"].last(), layers["head"])(x)
+    if HAVE_H5PY:
+        logits[".keras"] = fastrnn.load(DIGITS / f"{name}.keras")(x)
+    assert (logits[".pt"].argmax(1) == labels).mean() >= 0.97
+    for suffix, values in logits.items():
+        assert np.array_equal(values, logits[".pt"]), suffix
+
+
+@pytest.mark.parametrize(("mode", "cell"), [("seq", "LSTM"), ("step", "GRU"), ("ragged", "RNN")])
+def test_compare(tmp_path, mode, cell):
+    """Every installed engine computes the same network; compare.py itself fails where one does not."""
+    seq_len = 1 if mode == "step" else 9
+    arguments = f"--mode {mode} --cell {cell} --shapes 3,{seq_len},5,7 --rounds 1 --json result.json".split()
+    done = run(ROOT / "bench" / "compare.py", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (row,) = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert row["shape"] == [3, seq_len, 5, 7]
+    assert set(row["us"]) == set(row["errors"]) >= {"fastrnn"}
+    assert f"| 3 | {seq_len} | 5 | 7 |" in done.stdout
