@@ -76,7 +76,8 @@ class Torch(Engine):
             batch_first=True,
             bidirectional=work.bidirectional,
         ).eval()
-        self.rnn.load_state_dict({name: torch.from_numpy(w) for name, w in work.rnn.weights.items()})
+        # Copies: weights that were read from a file may be read-only, which torch warns of.
+        self.rnn.load_state_dict({name: torch.tensor(w) for name, w in work.rnn.weights.items()})
         self.x = torch.from_numpy(work.x)
         state = tuple(torch.from_numpy(s) for s in work.state)
         self.state = state[0] if len(state) == 1 else state or None
@@ -85,7 +86,7 @@ class Torch(Engine):
         self.head = None
         if work.head:
             weight, bias = work.head.weights["weight"], work.head.weights["bias"]
-            self.head = (torch.from_numpy(weight), torch.from_numpy(bias))
+            self.head = (torch.tensor(weight), torch.tensor(bias))
 
     def __call__(self) -> Any:
         import torch

@@ -11,4 +11,4 @@ from scipy.linalg.cython_blas cimport sgemm
 
 def sgemm_address():
     """Address of SciPy's single-precision general matrix product, with Fortran's calling convention."""
-    return <uintptr_t> &sgemm
+    return <uintptr_t> <void *> sgemm

@@ -191,38 +191,252 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from . import load
+    from .array_files import write, write_whole
 
     target = Path(args.output)
     model = load(args.file, **_options(args), **({"threads": args.threads} if args.threads else {}))
     names = [tensor.name for tensor in model.outputs]
-    files = _output_files(target, names, args.output.endswith("/"))
+    files = _output_files(target, names, is_folder=args.output.endswith("/"))
     existing = [str(path) for path in files if path.exists()]
     if existing and not args.force:
-        raise FileExistsError(f"{', '.join(existing)} exist(s) already")
+        raise FileExistsError(f"there already: {', '.join(existing)}")
 
     spec: ModelSpec = model.spec
-    given = _read_inputs(args.inputs, spec)
-    feeds, added = _with_batch(spec, given)
+    feeds, added = _with_batch(spec, _read_inputs(args.inputs, spec))
     lengths = None if args.lengths is None else _read_lengths(args.lengths)
     started = time.perf_counter()
-    chunks: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for feed, chunk_lengths in _chunks(spec, feeds, lengths, args.batch_size):
-        extra = {} if chunk_lengths is None else {"lengths": chunk_lengths}
-        for name, array in model.run(feed, names, **extra).items():
-            chunks[name].append(array)
-    outputs = {name: _joined(spec, name, parts, added) for name, parts in chunks.items()}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for chunk, options in _chunks(spec, feeds, lengths, args.batch_size):
+        for name, array in model.run(chunk, names, **options).items():
+            parts[name].append(array)
+    outputs = {name: _joined(spec, name, arrays, added) for name, arrays in parts.items()}
     seconds = time.perf_counter() - started
 
     if target.suffix == ".npz":
-        _write(target, lambda file: np.savez(file, **outputs))  # type: ignore[arg-type]
+        write_whole(target, lambda file: np.savez(file, **outputs))  # type: ignore[arg-type]
     else:
         for path, name in zip(files, names, strict=True):
-            _write_array(path, outputs[name])
-    shapes = {name: list(array.shape) for name, array in outputs.items()}
+            write(path, outputs[name])
     if args.json:
+        shapes = {name: list(array.shape) for name, array in outputs.items()}
         _print_json({"outputs": shapes, "files": [str(path) for path in files], "seconds": seconds})
+        return 0
+    for name, array in outputs.items():
+        print(f"{name}  {array.shape}  {array.dtype}")
+    print(f"{seconds:.3f} s -> {', '.join(str(path) for path in files)}")
+    return 0
+
+
+def _output_files(target: Path, names: list[str], is_folder: bool) -> list[Path]:
+    """The files that hold the outputs; makes the folder where one is asked for."""
+    if is_folder or target.is_dir():
+        target.mkdir(parents=True, exist_ok=True)
+        return [target / f"{_file_name(name)}.npy" for name in names]
+    if target.suffix not in SUFFIXES:
+        raise FormatError(f"--output {target}: expected a name that ends in {', '.join(SUFFIXES)}, or a directory")
+    if len(names) > 1 and target.suffix != ".npz":
+        raise ShapeError(f"the model has {len(names)} outputs ({', '.join(names)}); write .npz or to a directory")
+    return [target]
+
+
+def _file_name(tensor: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in tensor)
+
+
+def _read_inputs(given: list[str], spec: ModelSpec) -> dict[str, np.ndarray]:
+    """Arrays by input name, from ``NAME=PATH`` or, where one input is left, ``PATH``."""
+    import numpy as np
+
+    names = [tensor.name for tensor in spec.inputs]
+    feeds: dict[str, np.ndarray] = {}
+    for text in given:
+        name, _, path = text.rpartition("=") if text.partition("=")[0] in names else ("", "", text)
+        content = read(Path(path))
+        if isinstance(content, np.ndarray):
+            content = {name or next((n for n in names if n not in feeds), path): content}
+        elif name or (len(names) == 1 and len(content) == 1):
+            key = name if name in content else next(iter(content))
+            content = {name or names[0]: content[key]}
+        feeds |= content
+    if set(feeds) != set(names):
+        raise ShapeError(f"inputs {sorted(feeds)} were given, the model takes {names}; give each as --input NAME=PATH")
+    return feeds
+
+
+def _read_lengths(text: str) -> np.ndarray:
+    import numpy as np
+
+    path = Path(text)
+    array = np.array(text.split(","), float) if path.suffix not in SUFFIXES else np.ravel(read(path))  # type: ignore[arg-type]
+    lengths = array.astype(np.int64)
+    if not np.array_equal(lengths, array):
+        raise ShapeError(f"--lengths {text}: expected whole numbers")
+    return lengths
+
+
+def _with_batch(spec: ModelSpec, feeds: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], bool]:
+    """Give a batch axis to single sequences (a .csv file is one), and say whether one was added."""
+    import numpy as np
+
+    from .inspect import batch_axis
+
+    added = False
+    for tensor in spec.inputs:
+        array = feeds[tensor.name]
+        if np.issubdtype(np.dtype(tensor.dtype), np.integer):
+            array = _as_ids(tensor, array)
+        if tensor.shape is not None and array.ndim == len(tensor.shape) - 1:
+            array = np.expand_dims(array, batch_axis(spec, tensor.name, array.ndim + 1))
+            added = True
+        feeds[tensor.name] = array
+    return feeds, added
+
+
+def _as_ids(tensor: Tensor, array: np.ndarray) -> np.ndarray:
+    """Whole numbers as integers; a column of a .csv file as one sequence."""
+    import numpy as np
+
+    ids = array.astype(np.int64)
+    if not np.array_equal(ids, array):
+        raise ShapeError(f"input {tensor.name!r} takes whole numbers ({tensor.dtype}), the array holds others")
+    column = array.ndim == 2 and array.shape[1] == 1 and array.dtype.kind == "f"
+    return ids[:, 0] if column else ids
+
+
+def _chunks(
+    spec: ModelSpec, feeds: dict[str, np.ndarray], lengths: np.ndarray | None, size: int
+) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """Cut the rows of all inputs into chunks; yields inputs and options of each call."""
+    import numpy as np
+
+    from .inspect import batch_axis
+
+    axes = {name: batch_axis(spec, name, array.ndim) for name, array in feeds.items()}
+    rows = {name: array.shape[axes[name]] for name, array in feeds.items()}
+    if len(set(rows.values())) != 1:
+        raise ShapeError(f"the inputs have different numbers of rows: {rows}")
+    total = next(iter(rows.values()))
+    if lengths is not None and len(lengths) != total:
+        raise ShapeError(f"--lengths has {len(lengths)} numbers, the inputs have {total} rows")
+    with _progress(total) as report:
+        for start in range(0, max(total, 1), size):
+            stop = min(start + size, total)
+            chunk = {name: np.take(array, range(start, stop), axes[name]) for name, array in feeds.items()}
+            yield chunk, {} if lengths is None else {"lengths": lengths[start:stop]}
+            report(stop)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Count rows on a terminal's standard error, from the second second on."""
+    started, shown = time.perf_counter(), False
+
+    def report(done: int) -> None:
+        nonlocal shown
+        passed = time.perf_counter() - started
+        if sys.stderr.isatty() and (shown or passed > 1) and done:
+            shown = True
+            left = passed * (total - done) / done
+            print(f"\r{done}/{total} rows, {passed:.0f} s, {left:.0f} s left ", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield report
+    finally:
+        if shown:
+            print(file=sys.stderr)
+
+
+def _joined(spec: ModelSpec, name: str, arrays: list[np.ndarray], added: bool) -> np.ndarray:
+    """Chunks of an output as one array, without the batch axis where it was added."""
+    import numpy as np
+
+    from .inspect import batch_axis
+
+    axis = batch_axis(spec, name, arrays[0].ndim)
+    joined = np.concatenate(arrays, axis)
+    return joined.squeeze(axis) if added else joined
+
+
+# verify
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Compare a model with the reference or a recording; 1 where they differ."""
+    from . import load
+    from .verify import verify as compare
+
+    model = load(args.file, **_options(args))
+    report = compare(
+        model, args.against, seed=args.seed, batch=args.batch, seq_len=args.seq_len, tolerance=args.tolerance
+    )
+    if args.json:
+        found = {"ok": report.ok, "max_abs": report.max_abs, "max_ulp": report.max_ulp}
+        _print_json({"file": args.file, **found, **asdict(report)})
     else:
-        for name, shape in shapes.items():
-            print(f"{name}  {tuple(shape)}  float32")
-        print(f"{seconds:.3f} s -> {', '.join(str(path) for path in files)}")
+        print(report)
+    return 0 if report.ok else 1
+
+
+# bench
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Time a model on random inputs of several shapes, turn by turn, so that a slow moment hits all of them."""
+    import numpy as np
+
+    from . import info, load, set_num_threads
+    from .inspect import describe, table, total
+    from .verify import random_inputs
+
+    model = load(args.file, **_options(args))
+    macs = total(describe(model.spec)).macs
+    cases = [(b, t, n) for b in args.batch for t in args.seq_len for n in args.threads]
+    feeds = {case: random_inputs(model.spec, 0, case[0], case[1]) for case in cases}
+    times: dict[tuple[int, int, int], list[float]] = {case: [] for case in cases}
+
+    def call(case: tuple[int, int, int]) -> float:
+        set_num_threads(case[2])
+        started = time.perf_counter()
+        model.run(feeds[case])
+        return time.perf_counter() - started
+
+    for case in cases:
+        call(case)  # warm up
+    end = time.perf_counter() + args.seconds * len(cases)
+    while time.perf_counter() < end or not times[cases[-1]]:
+        for case in cases:
+            turn = time.perf_counter() + min(args.seconds, 0.05)
+            while not times[case] or time.perf_counter() < turn:
+                times[case].append(call(case))
+
+    rows = []
+    for (batch, seq_len, threads), taken in times.items():
+        median, p99 = np.percentile(taken, [50, 99])
+        steps = batch * seq_len
+        rows.append(
+            {"batch": batch, "seq_len": seq_len, "threads": threads, "calls": len(taken), "median_us": median * 1e6,
+             "p99_us": p99 * 1e6, "steps_per_s": steps / median, "gflops": 2e-9 * macs * steps / median}
+        )  # fmt: skip
+    machine = {key: info()[key] for key in ("version", "isa", "team")}
+    if args.json:
+        _print_json({"file": args.file, **machine, "rows": rows})
+        return 0
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    head = ("batch", "seq_len", "threads", "calls", "median us", "p99 us", "steps/s", "GFLOP/s")
+    print(table(head, [[v if isinstance(v, int) else f"{v:.1f}" for v in row.values()] for row in rows]))
+    return 0
+
+
+# doctor
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Print what this machine and this build offer."""
+    from .doctor import as_text, diagnose
+
+    facts = diagnose()
+    if args.json:
+        _print_json(facts)
+    else:
+        print(as_text(facts))
     return 0

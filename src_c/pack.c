@@ -7,7 +7,7 @@ frnn_status frnn_panels_pack(frnn_panels *panels, const frnn_matrix *matrix, siz
 {
     const size_t gates = matrix->gates, units = matrix->units, k = matrix->k;
     *panels = (frnn_panels){.k = k, .gates = gates, .units = units, .vlen = vlen, .vectors = (units + vlen - 1) / vlen};
-    panels->width = FRNN_MAX_WIDTH / gates;
+    panels->width = FRNN_MAX_WIDTH / gates < panels->vectors ? FRNN_MAX_WIDTH / gates : panels->vectors;
     const size_t columns = gates * frnn_padded(panels);
     panels->w = frnn_aligned_zeros(columns, k, sizeof(float));
     panels->bias = frnn_aligned_zeros(columns, 1, sizeof(float));

@@ -85,13 +85,16 @@ static void lay_out_group(frnn_arena *arena, const frnn_job *job, group *g)
     }
 }
 
+static size_t candidate_row(const frnn_direction *layer) { return layer->candidate_input.w ? frnn_results_row(&layer->candidate_input) : 0; }
+
 frnn_job *frnn_job_lay_out(frnn_arena *arena, const frnn_recurrent *net, const frnn_recurrent_call *call, frnn_plan plan)
 {
     const size_t padded = frnn_padded(&net->stack->hidden), features = net->directions * net->output_size;
     frnn_job local = {.net = net, .call = call, .plan = plan, .chain = net->directions == 1 ? net->num_layers : 1};
-    local.stride = row_stride(max_size(padded, net->output_size + net->kernels->vlen));
+    local.stride = row_stride(max_size(padded, net->output_size + FRNN_MAX_WIDTH * net->kernels->vlen));
     local.input_stride = row_stride(max_size(net->input_size, net->num_layers > 1 ? features : 0));
-    local.gate_floats = net->ops->gates * padded;
+    for (size_t k = 0; k < net->num_layers * net->directions; k++)
+        local.gate_floats = max_size(local.gate_floats, frnn_results_row(&net->stack[k].input) + candidate_row(&net->stack[k]));
     const bool real = arena->block != NULL;
     frnn_job *job = frnn_arena_take(arena, sizeof *job);
     group *groups = frnn_arena_take(arena, plan.groups * sizeof *groups);
@@ -294,8 +297,8 @@ static void run_layer_chunk(const pass *p, size_t link, size_t begin, size_t end
                       .h_stride = job->stride, .stride = job->stride, .member = p->member, .members = g->members, .barrier = &g->barrier};
     step.input = input_product(p, &layer->input, a, chunk_rows, g->gates);
     if (layer->candidate_input.w)
-        step.candidate_input = input_product(p, &layer->candidate_input, a, chunk_rows,
-                                             g->gates + chunk_rows * layer->input.gates * frnn_padded(&layer->input));
+        step.candidate_input =
+            input_product(p, &layer->candidate_input, a, chunk_rows, g->gates + chunk_rows * frnn_results_row(&layer->input));
     size_t before = begin ? running(g, begin - 1) : g->rows;
     for (size_t at = begin; at < end; at++) {
         step.rows = running(g, at);

@@ -111,6 +111,9 @@ static inline size_t frnn_panel_count(const frnn_panels *panels) { return (panel
 /* Floats of one row of results of a full panel. */
 static inline size_t frnn_panel_row(const frnn_panels *panels) { return panels->gates * panels->width * panels->vlen; }
 
+/* Floats of one row of results of all panels, each as long as a full one. */
+static inline size_t frnn_results_row(const frnn_panels *panels) { return frnn_panel_count(panels) * frnn_panel_row(panels); }
+
 /* Vectors of each gate in panel p. */
 static inline size_t frnn_panel_width(const frnn_panels *panels, size_t p)
 {
