@@ -34,7 +34,10 @@ def main(argv: list[str] | None = None) -> int:
     if hasattr(os, "sched_setaffinity"):  # before an engine starts its workers, which inherit it
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     if options.isa:
-        fastrnn.set_isa(options.isa)
+        try:
+            fastrnn.set_isa(options.isa)
+        except fastrnn.UnsupportedError as error:
+            sys.exit(f"compare.py: {error}")
     installed = [peer for peer in PEERS if peer.installed()]
     host = describe(options.threads)
     print_heading(options, host, installed)

@@ -12,18 +12,11 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .errors import FastrnnError, FormatError, ShapeError, UnsupportedError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from .spec import ModelSpec, Tensor
 
 CHUNK = 256  # rows in a chunk of `run`, unless --batch-size says otherwise: enough to keep every core busy
 
@@ -32,7 +25,10 @@ HINTS: tuple[tuple[type[BaseException], str], ...] = (
     (FileExistsError, "pass --force to overwrite, or choose another --output"),
     (PermissionError, "check who may read or write the path"),
     (UnsupportedError, "`fastrnn doctor` shows what this build has; docs/formats.md lists what can be loaded"),
-    (FormatError, "`fastrnn inspect FILE` shows what a file holds, `fastrnn COMMAND --help` the options for its format"),
+    (
+        FormatError,
+        "`fastrnn inspect FILE` shows what a file holds, `fastrnn COMMAND --help` the options for its format",
+    ),
     (ShapeError, "`fastrnn inspect FILE` shows the names, shapes and dtypes of inputs and outputs"),
     (Exception, "`fastrnn COMMAND --help` shows the options"),
 )
@@ -93,19 +89,21 @@ def _parser() -> argparse.ArgumentParser:
 
     add_file("inspect", inspect, "print layers, shapes, parameters, work and bytes a step")
 
-    command = add_file("run", run, "run a model on arrays from files")
-    command.add_argument("--input", "-i", action="append", required=True, metavar="[NAME=]PATH", dest="inputs",
-                         help=".npy, .npz (arrays by name) or .csv (a row is a time step); may be repeated")  # fmt: skip
-    command.add_argument("--output", "-o", required=True, metavar="PATH",
-                         help=".npy or .csv (one output), .npz (all, by name), or a directory (one .npy each)")  # fmt: skip
+    command = add_file("run", run_files, "run a model on arrays from files")
+    text = ".npy, .npz (arrays by name) or .csv (a row is a time step); may be repeated"
+    command.add_argument(
+        "--input", "-i", action="append", required=True, metavar="[NAME=]PATH", dest="inputs", help=text
+    )
+    text = ".npy or .csv (one output), .npz (all, by name), or a directory (one .npy each)"
+    command.add_argument("--output", "-o", required=True, metavar="PATH", help=text)
     command.add_argument("--lengths", help="real steps of each row: 5,3,8 or a .npy or .csv file")
     command.add_argument("--threads", type=_positive, help="number of threads")
     command.add_argument("--batch-size", type=_positive, default=CHUNK, help=f"rows at a time (default {CHUNK})")
     command.add_argument("--force", action="store_true", help="overwrite existing files")
 
     command = add_file("verify", verify, "compare a model with the float64 reference or with recorded outputs")
-    command.add_argument("--against", default="reference", metavar="reference|PATH.npz",
-                         help="what to trust; an .npz holds inputs and outputs by name")  # fmt: skip
+    text = "what to trust; an .npz holds inputs and outputs by name"
+    command.add_argument("--against", default="reference", metavar="reference|PATH.npz", help=text)
     command.add_argument("--seed", type=int, default=0, help="of the random inputs (default 0)")
     command.add_argument("--batch", type=_positive, default=4, help="rows of the random inputs (default 4)")
     command.add_argument("--seq-len", type=_positive, default=20, help="steps of the random inputs (default 20)")
@@ -153,7 +151,7 @@ def _print_json(value: Any) -> None:
 
 
 def inspect(args: argparse.Namespace) -> int:
-    """Print what a file holds.  Nothing is built, so it works where the engine does not."""
+    """Print what a file holds; its weights are not packed for the engine."""
     from .inspect import describe, shape_str, table, total
     from .loaders import load_spec
 
@@ -186,175 +184,18 @@ def inspect(args: argparse.Namespace) -> int:
 # run
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run a model on arrays from files, in chunks of rows."""
-    import numpy as np
+def run_files(args: argparse.Namespace) -> int:
+    """Run a model on arrays from files."""
+    from .cli_run import run
 
-    from . import load
-    from .array_files import write, write_whole
-
-    target = Path(args.output)
-    model = load(args.file, **_options(args), **({"threads": args.threads} if args.threads else {}))
-    names = [tensor.name for tensor in model.outputs]
-    files = _output_files(target, names, is_folder=args.output.endswith("/"))
-    existing = [str(path) for path in files if path.exists()]
-    if existing and not args.force:
-        raise FileExistsError(f"there already: {', '.join(existing)}")
-
-    spec: ModelSpec = model.spec
-    feeds, added = _with_batch(spec, _read_inputs(args.inputs, spec))
-    lengths = None if args.lengths is None else _read_lengths(args.lengths)
-    started = time.perf_counter()
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for chunk, options in _chunks(spec, feeds, lengths, args.batch_size):
-        for name, array in model.run(chunk, names, **options).items():
-            parts[name].append(array)
-    outputs = {name: _joined(spec, name, arrays, added) for name, arrays in parts.items()}
-    seconds = time.perf_counter() - started
-
-    if target.suffix == ".npz":
-        write_whole(target, lambda file: np.savez(file, **outputs))  # type: ignore[arg-type]
-    else:
-        for path, name in zip(files, names, strict=True):
-            write(path, outputs[name])
+    result = run(args, _options(args))
     if args.json:
-        shapes = {name: list(array.shape) for name, array in outputs.items()}
-        _print_json({"outputs": shapes, "files": [str(path) for path in files], "seconds": seconds})
+        _print_json(result)
         return 0
-    for name, array in outputs.items():
-        print(f"{name}  {array.shape}  {array.dtype}")
-    print(f"{seconds:.3f} s -> {', '.join(str(path) for path in files)}")
+    for name, shape in result["outputs"].items():
+        print(f"{name}  {tuple(shape)}")
+    print(f"{result['seconds']:.3f} s -> {', '.join(result['files'])}")
     return 0
-
-
-def _output_files(target: Path, names: list[str], is_folder: bool) -> list[Path]:
-    """The files that hold the outputs; makes the folder where one is asked for."""
-    if is_folder or target.is_dir():
-        target.mkdir(parents=True, exist_ok=True)
-        return [target / f"{_file_name(name)}.npy" for name in names]
-    if target.suffix not in SUFFIXES:
-        raise FormatError(f"--output {target}: expected a name that ends in {', '.join(SUFFIXES)}, or a directory")
-    if len(names) > 1 and target.suffix != ".npz":
-        raise ShapeError(f"the model has {len(names)} outputs ({', '.join(names)}); write .npz or to a directory")
-    return [target]
-
-
-def _file_name(tensor: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in tensor)
-
-
-def _read_inputs(given: list[str], spec: ModelSpec) -> dict[str, np.ndarray]:
-    """Arrays by input name, from ``NAME=PATH`` or, where one input is left, ``PATH``."""
-    import numpy as np
-
-    names = [tensor.name for tensor in spec.inputs]
-    feeds: dict[str, np.ndarray] = {}
-    for text in given:
-        name, _, path = text.rpartition("=") if text.partition("=")[0] in names else ("", "", text)
-        content = read(Path(path))
-        if isinstance(content, np.ndarray):
-            content = {name or next((n for n in names if n not in feeds), path): content}
-        elif name or (len(names) == 1 and len(content) == 1):
-            key = name if name in content else next(iter(content))
-            content = {name or names[0]: content[key]}
-        feeds |= content
-    if set(feeds) != set(names):
-        raise ShapeError(f"inputs {sorted(feeds)} were given, the model takes {names}; give each as --input NAME=PATH")
-    return feeds
-
-
-def _read_lengths(text: str) -> np.ndarray:
-    import numpy as np
-
-    path = Path(text)
-    array = np.array(text.split(","), float) if path.suffix not in SUFFIXES else np.ravel(read(path))  # type: ignore[arg-type]
-    lengths = array.astype(np.int64)
-    if not np.array_equal(lengths, array):
-        raise ShapeError(f"--lengths {text}: expected whole numbers")
-    return lengths
-
-
-def _with_batch(spec: ModelSpec, feeds: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], bool]:
-    """Give a batch axis to single sequences (a .csv file is one), and say whether one was added."""
-    import numpy as np
-
-    from .inspect import batch_axis
-
-    added = False
-    for tensor in spec.inputs:
-        array = feeds[tensor.name]
-        if np.issubdtype(np.dtype(tensor.dtype), np.integer):
-            array = _as_ids(tensor, array)
-        if tensor.shape is not None and array.ndim == len(tensor.shape) - 1:
-            array = np.expand_dims(array, batch_axis(spec, tensor.name, array.ndim + 1))
-            added = True
-        feeds[tensor.name] = array
-    return feeds, added
-
-
-def _as_ids(tensor: Tensor, array: np.ndarray) -> np.ndarray:
-    """Whole numbers as integers; a column of a .csv file as one sequence."""
-    import numpy as np
-
-    ids = array.astype(np.int64)
-    if not np.array_equal(ids, array):
-        raise ShapeError(f"input {tensor.name!r} takes whole numbers ({tensor.dtype}), the array holds others")
-    column = array.ndim == 2 and array.shape[1] == 1 and array.dtype.kind == "f"
-    return ids[:, 0] if column else ids
-
-
-def _chunks(
-    spec: ModelSpec, feeds: dict[str, np.ndarray], lengths: np.ndarray | None, size: int
-) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
-    """Cut the rows of all inputs into chunks; yields inputs and options of each call."""
-    import numpy as np
-
-    from .inspect import batch_axis
-
-    axes = {name: batch_axis(spec, name, array.ndim) for name, array in feeds.items()}
-    rows = {name: array.shape[axes[name]] for name, array in feeds.items()}
-    if len(set(rows.values())) != 1:
-        raise ShapeError(f"the inputs have different numbers of rows: {rows}")
-    total = next(iter(rows.values()))
-    if lengths is not None and len(lengths) != total:
-        raise ShapeError(f"--lengths has {len(lengths)} numbers, the inputs have {total} rows")
-    with _progress(total) as report:
-        for start in range(0, max(total, 1), size):
-            stop = min(start + size, total)
-            chunk = {name: np.take(array, range(start, stop), axes[name]) for name, array in feeds.items()}
-            yield chunk, {} if lengths is None else {"lengths": lengths[start:stop]}
-            report(stop)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Count rows on a terminal's standard error, from the second second on."""
-    started, shown = time.perf_counter(), False
-
-    def report(done: int) -> None:
-        nonlocal shown
-        passed = time.perf_counter() - started
-        if sys.stderr.isatty() and (shown or passed > 1) and done:
-            shown = True
-            left = passed * (total - done) / done
-            print(f"\r{done}/{total} rows, {passed:.0f} s, {left:.0f} s left ", end="", file=sys.stderr, flush=True)
-
-    try:
-        yield report
-    finally:
-        if shown:
-            print(file=sys.stderr)
-
-
-def _joined(spec: ModelSpec, name: str, arrays: list[np.ndarray], added: bool) -> np.ndarray:
-    """Chunks of an output as one array, without the batch axis where it was added."""
-    import numpy as np
-
-    from .inspect import batch_axis
-
-    axis = batch_axis(spec, name, arrays[0].ndim)
-    joined = np.concatenate(arrays, axis)
-    return joined.squeeze(axis) if added else joined
 
 
 # verify

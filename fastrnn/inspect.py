@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .spec import GATES, OPS, ModelSpec, Node, activation
+from .spec import GATES, OPS, ModelSpec, Node, Tensor, activation
 
 Shape = tuple[int | None, ...] | None
 
@@ -46,7 +46,7 @@ def describe(spec: ModelSpec) -> list[LayerInfo]:
     >>> row.kind, row.detail, row.output_shape, row.macs
     ('dense', 'softmax', (None, 10), 640)
     """
-    shapes: dict[str, Shape] = {tensor.name: tensor.shape for tensor in spec.inputs}
+    shapes = {tensor.name: input_shape(spec, tensor) for tensor in spec.inputs}
     rows = []
     for node in spec.nodes:
         x = shapes.get(node.inputs[0])
@@ -126,6 +126,42 @@ def consumer(spec: ModelSpec, tensor: str) -> tuple[Node, str] | None:
     for node in spec.nodes:
         if tensor in node.inputs:
             return node, _roles(node)[node.inputs.index(tensor)]
+    return None
+
+
+def optional_inputs(spec: ModelSpec) -> set[str]:
+    """Inputs of the model that may be left out: those that every node that reads them can do without."""
+    needed = {
+        name
+        for node in spec.nodes
+        for name, role in zip(node.inputs, OPS[node.op].inputs, strict=False)
+        if not role.endswith("?")
+    }
+    return {tensor.name for tensor in spec.inputs} - needed
+
+
+def input_shape(spec: ModelSpec, tensor: Tensor) -> Shape:
+    """The shape of an input, from the first node that reads it where the file does not tell."""
+    found = consumer(spec, tensor.name)
+    if tensor.shape is not None or found is None:
+        return tensor.shape
+    node, role = found
+    if node.op in GATES:
+        hidden, out, directions = recurrent_sizes(node)
+        rows: tuple[int | None, ...] = (None, None)
+        states: tuple[int | None, ...] = (node.attr("num_layers") * directions, None)
+        if node.attr("unbatched"):
+            rows = states = (None,)
+        sizes = {"x": (*rows, node.weights["weight_ih_l0"].shape[1]), "h_0": (*states, out), "c_0": (*states, hidden)}
+        return sizes.get(role, rows)
+    if node.op == "embedding":
+        return (None, None)
+    if node.op == "dense":
+        return (None, node.weights["weight"].shape[1])
+    if node.op == "layer_norm" and "weight" in node.weights:
+        return (None, *node.weights["weight"].shape)
+    if node.op == "batch_norm":
+        return (None, node.weights["mean"].size)
     return None
 
 

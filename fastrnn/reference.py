@@ -432,13 +432,15 @@ OPS: dict[str, Callable[..., tuple[Array | None, ...]]] = {
     "layer_norm": lambda node, x: (layer_norm(node, x),),
     "batch_norm": lambda node, x: (batch_norm(node, x),),
     "activation": lambda node, x: (activate(node.attr("activation"), x),),
+    "stack": lambda node, *x: (np.stack([_real(a) for a in x]),),
+    "unstack": lambda node, x: tuple(x),
 }
 """How each kind of node of :data:`fastrnn.spec.OPS` runs: ``function(node, *inputs)`` returns all its outputs."""
 
 
 def run_node(node: Node, tensors: Mapping[str, Array], lengths: Array | None = None) -> dict[str, Array]:
-    """Run one node on the tensors that it reads; returns those that it writes."""
-    inputs = [tensors[name] if name else None for name in node.inputs]
+    """Run one node on the tensors that it reads, optional ones where they are there; returns those that it writes."""
+    inputs = [tensors.get(name) for name in node.inputs]
     extra = {"lengths": lengths} if node.op in GATES and lengths is not None else {}
     outputs = OPS[node.op](node, *inputs, **extra)
     return {name: array for name, array in zip(node.outputs, outputs, strict=False) if name and array is not None}
@@ -447,7 +449,7 @@ def run_node(node: Node, tensors: Mapping[str, Array], lengths: Array | None = N
 def run(spec: ModelSpec, feeds: Mapping[str, Array], lengths: Array | None = None) -> dict[str, Array]:
     """Run a whole graph; returns every tensor in it by name, the feeds included.
 
-    ``lengths`` goes to every recurrent layer.
+    Optional inputs of the first layers (states, masks) may be left out; ``lengths`` goes to every recurrent layer.
 
     >>> node = Node("dense", "double", ("x",), ("y",), weights={"weight": np.array([[2.0]])})
     >>> graph = ModelSpec([node], [_spec.Tensor("x", (None, 1))], [_spec.Tensor("y", (None, 1))])

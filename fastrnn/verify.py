@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 
 from . import reference
+from .arrays import as_array
 from .errors import FormatError, ShapeError, UnsupportedError
-from .inspect import STATES, consumer, table, time_first
-from .spec import GATES, ModelSpec, Node, Tensor
+from .inspect import STATES, consumer, input_shape, optional_inputs, table, time_first
+from .model import as_model
+from .spec import ModelSpec, Node, Tensor
 
 Arrays = dict[str, np.ndarray]
 
@@ -128,7 +130,7 @@ def verify(
     UnsupportedError
         ``against`` is none of the above.
     """
-    model = model if hasattr(model, "trace") else model.as_model()
+    model = model if hasattr(model, "trace") else as_model(model)
     spec: ModelSpec = model.spec
     alone = isinstance(against, str) and against == "reference"
     recorded = None if alone else _recording(against)
@@ -161,6 +163,8 @@ def verify(
 def random_inputs(spec: ModelSpec, seed: int = 0, batch: int = 4, seq_len: int = 20) -> Arrays:
     """Inputs that suit a graph: ids within the table, masked steps where something masks, else normal numbers.
 
+    States are given, masks that the graph can do without are not.
+
     >>> from fastrnn.spec import Node
     >>> node = Node("embedding", "words", ("ids",), ("y",), weights={"weight": np.zeros((3, 2))})
     >>> graph = ModelSpec([node], [Tensor("ids", (None, None), "int64")], [Tensor("y", None)])
@@ -168,19 +172,19 @@ def random_inputs(spec: ModelSpec, seed: int = 0, batch: int = 4, seq_len: int =
     (2, 5)
     """
     rng = np.random.default_rng(seed)
-    return {tensor.name: _random_input(spec, tensor, rng, batch, seq_len) for tensor in spec.inputs}
+    skipped = {name for name in optional_inputs(spec) if (consumer(spec, name) or ("", "mask"))[1] == "mask"}
+    wanted = [tensor for tensor in spec.inputs if tensor.name not in skipped]
+    return {tensor.name: _random_input(spec, tensor, rng, batch, seq_len) for tensor in wanted}
 
 
 def _random_input(spec: ModelSpec, tensor: Tensor, rng: np.random.Generator, batch: int, seq_len: int) -> np.ndarray:
     node, role = consumer(spec, tensor.name) or (None, "")
-    shape = tensor.shape
-    if shape is None and node is not None and node.op in GATES and role == "x":
-        shape = (None, None, node.weights["weight_ih_l0"].shape[1])
+    shape = input_shape(spec, tensor)
     if shape is None:
         raise ShapeError(f"the shape of input {tensor.name!r} is not known; pass inputs={{{tensor.name!r}: array}}")
     free = [batch] + [seq_len] * len(shape)
     if role in STATES:
-        free = [1, batch, 1]
+        free = [batch, batch, 1]
     elif len(shape) >= 3 and time_first(spec):
         free[:2] = [seq_len, batch]
     sizes = [free[k] if n is None else n for k, n in enumerate(shape)]
@@ -283,13 +287,18 @@ def _verdict(ok: bool) -> str:
 # The other side: recordings and live frameworks
 
 
-def _feeds(spec: ModelSpec, inputs: Mapping[str, Any] | Any) -> Arrays:
+def _feeds(spec: ModelSpec, inputs: Any) -> Arrays:
+    """Inputs by name in the precision of the engine, so that rounding them is not counted as an error."""
     names = [tensor.name for tensor in spec.inputs]
     if not isinstance(inputs, Mapping):
         inputs = {names[0]: inputs}
-    if set(inputs) != set(names):
-        raise ShapeError(f"inputs {sorted(inputs)} were given, the model takes {sorted(names)}; pass exactly those")
-    return {name: np.asarray(inputs[name]) for name in names}
+    missing = set(names) - optional_inputs(spec) - set(inputs)
+    if missing or set(inputs) - set(names):
+        raise ShapeError(f"inputs {sorted(inputs)} were given, the model takes {sorted(names)}; pass those")
+    feeds = {
+        tensor.name: (as_array(inputs[tensor.name]), tensor.dtype) for tensor in spec.inputs if tensor.name in inputs
+    }
+    return {name: array.astype(dtype) if dtype == "float32" else array for name, (array, dtype) in feeds.items()}
 
 
 def _recording(against: Any) -> Arrays | None:
@@ -338,7 +347,7 @@ def _run_torch(spec: ModelSpec, module: Any, feeds: Arrays) -> Arrays:
     import torch
 
     parameter = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
-    given = [torch.from_numpy(np.array(feeds[t.name])) for t in spec.inputs]
+    given = [torch.from_numpy(np.array(feeds[t.name])) for t in spec.inputs if t.name in feeds]
     x, *state = (t.to(parameter) if t.is_floating_point() else t for t in given)
     recurrent = isinstance(module, torch.nn.RNNBase | torch.nn.RNNCellBase)
     arguments = [x, tuple(state) if len(state) > 1 else state[0]] if recurrent and state else [x, *state]
@@ -371,13 +380,13 @@ def _run_keras(spec: ModelSpec, live: Any, feeds: Arrays) -> Arrays:
     """Run a Keras model or layer, recording the layers that bear the names of ours."""
     import keras
 
-    given = [feeds[t.name] for t in spec.inputs]
-    arguments = given if len(given) > 1 else given[0]
-    named = _named([tensor.name for tensor in spec.outputs], live(arguments, training=False))
+    given = [feeds[t.name] for t in spec.inputs if t.name in feeds]
+    result = live(given if len(given) > 1 else given[0], training=False)
+    named = _named([tensor.name for tensor in spec.outputs], result)
     outputs_of = {node.name: node.outputs[:1] for node in spec.nodes}  # y; states come in another order
     layers = [layer for layer in getattr(live, "layers", []) if layer.name in outputs_of and _called_once(layer)]
     if layers:
-        results = keras.Model(live.inputs, [layer.output for layer in layers])(arguments, training=False)
+        results = keras.Model(live.inputs, [layer.output for layer in layers])(given, training=False)
         for layer, result in zip(layers, [results] if len(layers) == 1 else results, strict=True):
             named = _named(outputs_of[layer.name], result) | named
     return named

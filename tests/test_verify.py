@@ -120,8 +120,8 @@ def test_random_inputs_suit_the_graph():
     gru = Node("gru", "gru", ("x", "h_0", "mask"), ("y",), {"batch_first": False}, weights)
     inputs = [Tensor("x", (None, None, 4)), Tensor("h_0", (1, None, 3)), Tensor("mask", (None, None), "bool")]
     feeds = module.random_inputs(ModelSpec([gru], inputs, [Tensor("y", None)]), batch=2, seq_len=5)
-    assert {name: array.shape for name, array in feeds.items()} == {"x": (5, 2, 4), "h_0": (1, 2, 3), "mask": (2, 5)}
-    assert feeds["mask"].dtype == bool
+    # a mask that the model can do without is left out
+    assert {name: array.shape for name, array in feeds.items()} == {"x": (5, 2, 4), "h_0": (1, 2, 3)}
     again = module.random_inputs(ModelSpec([gru], inputs, [Tensor("y", None)]), batch=2, seq_len=5)
     np.testing.assert_array_equal(feeds["x"], again["x"])
 

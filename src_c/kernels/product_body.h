@@ -8,8 +8,10 @@
 #define UNROLL _Pragma("GCC unroll 32")
 
 #if defined(__AVX512F__) || defined(__aarch64__)
+enum { REGISTERS = 32 };
 #define MAX_ROWS(nv) ((nv) == 4 ? 6 : 8)
 #else
+enum { REGISTERS = 16 };
 #define MAX_ROWS(nv) ((nv) == 4 ? 3 : (nv) == 3 ? 4 : (nv) == 2 ? 6 : 8)
 #endif
 
@@ -31,6 +33,8 @@ INLINE void accumulate(const int panels, const int rows, const int nv, const flo
     for (size_t left = k; left > 0;) {
         size_t block = left < FRNN_SUM_BLOCK ? left : FRNN_SUM_BLOCK;
         vf part[MAX_TOTALS];
+        /* Totals of large tiles must wait in memory: the registers are for the parts. */
+        if (panels * rows * nv > REGISTERS / 3) __asm__ volatile("" : : "r"(total) : "memory");
         UNROLL for (int j = 0; j < panels * rows * nv; j++) part[j] = (vf){0};
         for (size_t kk = 0; kk < block; kk++) {
             vf broadcast[MAX_TILE_ROWS];

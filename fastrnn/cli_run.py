@@ -1,0 +1,185 @@
+"""``fastrnn run``: arrays from files through a model into files, in chunks of rows."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .array_files import SUFFIXES, read, write, write_whole
+from .errors import FormatError, ShapeError, UnsupportedError
+from .inspect import batch_axis, input_shape, optional_inputs
+from .model import Model, load
+from .spec import GATES, ModelSpec, Tensor
+
+Arrays = dict[str, np.ndarray]
+
+
+def run(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
+    """Do what the command line asks; returns shapes of the outputs by name, files written and seconds of running."""
+    target = Path(args.output)
+    model = load(args.file, threads=args.threads, **options)
+    names = [tensor.name for tensor in model.outputs]
+    files = _output_files(target, names, is_folder=args.output.endswith("/"))
+    existing = [str(path) for path in files if path.exists()]
+    if existing and not args.force:
+        raise FileExistsError(f"there already: {', '.join(existing)}")
+
+    feeds, added = _with_batch(model.spec, _read_inputs(args.inputs, model.spec))
+    lengths = None if args.lengths is None else _read_lengths(args.lengths)
+    started = time.perf_counter()
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for chunk, chunk_lengths in _chunks(model.spec, feeds, lengths, args.batch_size):
+        for name, array in _call(model, chunk, chunk_lengths).items():
+            parts[name].append(array)
+    outputs = {name: _joined(model.spec, name, arrays, added) for name, arrays in parts.items()}
+    seconds = time.perf_counter() - started
+
+    if target.suffix == ".npz":
+        write_whole(target, lambda file: np.savez(file, **outputs))  # type: ignore[arg-type]
+    else:
+        for path, name in zip(files, names, strict=True):
+            write(path, outputs[name])
+    shapes = {name: list(array.shape) for name, array in outputs.items()}
+    return {"outputs": shapes, "files": [str(path) for path in files], "seconds": seconds}
+
+
+def _output_files(target: Path, names: list[str], is_folder: bool) -> list[Path]:
+    """The files that will hold the outputs; makes the folder where one is asked for."""
+    if is_folder or target.is_dir():
+        target.mkdir(parents=True, exist_ok=True)
+        return [target / f"{_file_name(name)}.npy" for name in names]
+    if target.suffix not in SUFFIXES:
+        raise FormatError(f"--output {target}: expected a name that ends in {', '.join(SUFFIXES)}, or a directory")
+    if len(names) > 1 and target.suffix != ".npz":
+        raise ShapeError(f"the model has {len(names)} outputs ({', '.join(names)}); write .npz or to a directory")
+    return [target]
+
+
+def _file_name(tensor: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in tensor)
+
+
+def _read_inputs(given: Sequence[str], spec: ModelSpec) -> Arrays:
+    """Arrays by input name, from ``NAME=PATH`` or, for the first input that has none yet, ``PATH``."""
+    names = [tensor.name for tensor in spec.inputs]
+    feeds: Arrays = {}
+    for text in given:
+        name, _, path = text.partition("=") if text.partition("=")[0] in names else ("", "", text)
+        content = read(Path(path))
+        free = next((n for n in names if n not in feeds), names[0])
+        if isinstance(content, np.ndarray):
+            feeds[name or free] = content
+        elif name or (len(content) == 1 and not set(content) & set(names)):
+            if name not in content and len(content) != 1:
+                raise ShapeError(f"{path} holds {sorted(content)}, none is {name!r}; name an array after the input")
+            feeds[name or free] = content.get(name, next(iter(content.values())))
+        else:
+            feeds |= content
+    unknown, missing = set(feeds) - set(names), set(names) - set(feeds) - optional_inputs(spec)
+    if unknown or missing:
+        raise ShapeError(f"inputs {sorted(feeds)} were given, the model takes {names}; give each as --input NAME=PATH")
+    return feeds
+
+
+def _read_lengths(text: str) -> np.ndarray:
+    path = Path(text)
+    content = read(path) if path.suffix in SUFFIXES else np.array(text.split(","))
+    try:
+        numbers = np.ravel(content).astype(np.float64)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        numbers = np.array([np.nan])
+    if not (numbers == np.floor(numbers)).all():
+        raise ShapeError(f"--lengths {text}: expected whole numbers, as 5,3,8 or in a .npy or .csv file")
+    return numbers.astype(np.int64)
+
+
+def _with_batch(spec: ModelSpec, feeds: Arrays) -> tuple[Arrays, bool]:
+    """Give a batch axis to single sequences (a .csv file is one), and say whether one was added."""
+    ready, added = {}, False
+    for tensor in spec.inputs:
+        if tensor.name not in feeds:
+            continue
+        array, shape = feeds[tensor.name], input_shape(spec, tensor)
+        if np.issubdtype(np.dtype(tensor.dtype), np.integer):
+            array = _as_ids(tensor, array)
+        if shape is not None and array.ndim == len(shape) - 1:
+            array = np.expand_dims(array, batch_axis(spec, tensor.name, array.ndim + 1))
+            added = True
+        ready[tensor.name] = array
+    return ready, added
+
+
+def _as_ids(tensor: Tensor, array: np.ndarray) -> np.ndarray:
+    """Whole numbers as integers; a column of a .csv file as one sequence."""
+    if array.dtype.kind in "iu":
+        return array
+    ids = array.astype(np.int64)
+    if not np.array_equal(ids, array):
+        raise ShapeError(f"input {tensor.name!r} takes whole numbers ({tensor.dtype}), the array holds others")
+    return ids[:, 0] if ids.ndim == 2 and ids.shape[1] == 1 else ids
+
+
+def _chunks(
+    spec: ModelSpec, feeds: Arrays, lengths: np.ndarray | None, size: int
+) -> Iterator[tuple[Arrays, np.ndarray | None]]:
+    """Cut the rows of all inputs, and their lengths, into chunks."""
+    axes = {name: batch_axis(spec, name, array.ndim) for name, array in feeds.items()}
+    rows = {name: array.shape[axes[name]] for name, array in feeds.items()}
+    if len(set(rows.values())) != 1:
+        raise ShapeError(f"the inputs have different numbers of rows: {rows}")
+    total = next(iter(rows.values()))
+    if lengths is not None and len(lengths) != total:
+        raise ShapeError(f"--lengths has {len(lengths)} numbers, the inputs have {total} rows")
+    with _progress(total) as report:
+        for start in range(0, max(total, 1), size):
+            stop = min(start + size, total)
+            chunk = {name: np.take(array, range(start, stop), axes[name]) for name, array in feeds.items()}
+            yield chunk, None if lengths is None else lengths[start:stop]
+            report(stop)
+
+
+def _call(model: Model, feeds: Arrays, lengths: np.ndarray | None) -> Arrays:
+    if lengths is None:
+        return model.run(feeds)
+    if len(model.spec.nodes) != 1 or model.spec.nodes[0].op not in GATES or not model.spec.nested_state:
+        raise UnsupportedError(
+            "--lengths is for a model of one recurrent layer; this one has more, give it a mask input"
+        )
+    x, *state = (feeds[tensor.name] for tensor in model.inputs if tensor.name in feeds)
+    y, final = model(x, tuple(state) if len(state) > 1 else state[0] if state else None, lengths=lengths)
+    finals = final if isinstance(final, tuple) else (final,)
+    return dict(zip((tensor.name for tensor in model.outputs), (y, *finals), strict=False))
+
+
+def _joined(spec: ModelSpec, name: str, arrays: list[np.ndarray], added: bool) -> np.ndarray:
+    """The chunks of an output as one array, without the batch axis where it was added."""
+    axis = batch_axis(spec, name, arrays[0].ndim)
+    joined = np.concatenate(arrays, axis)
+    return joined.squeeze(axis) if added else joined
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Count rows on the terminal's standard error, once the work has taken a second."""
+    started, shown = time.perf_counter(), False
+
+    def report(done: int) -> None:
+        nonlocal shown
+        passed = time.perf_counter() - started
+        if sys.stderr.isatty() and done and (shown or passed > 1):
+            shown = True
+            left = passed * (total - done) / done
+            print(f"\r{done}/{total} rows, {passed:.0f} s, {left:.0f} s left ", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield report
+    finally:
+        if shown:
+            print(file=sys.stderr)
