@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     text = ".npy or .csv (one output), .npz (all, by name), or a directory (one .npy each)"
     command.add_argument("--output", "-o", required=True, metavar="PATH", help=text)
+    command.add_argument("--outputs", metavar="NAME,...", help="the outputs to write (default: all)")
     command.add_argument("--lengths", help="real steps of each row: 5,3,8 or a .npy or .csv file")
     command.add_argument("--threads", type=_positive, help="number of threads")
     command.add_argument("--batch-size", type=_positive, default=CHUNK, help=f"rows at a time (default {CHUNK})")
@@ -225,20 +226,20 @@ def bench(args: argparse.Namespace) -> int:
     """Time a model on random inputs of several shapes, turn by turn, so that a slow moment hits all of them."""
     import numpy as np
 
-    from . import info, load, set_num_threads
+    from . import info, load
     from .inspect import describe, table, total
     from .verify import random_inputs
 
-    model = load(args.file, **_options(args))
-    macs = total(describe(model.spec)).macs
+    models = {n: load(args.file, threads=n, **_options(args)) for n in args.threads}
+    spec = next(iter(models.values())).spec
+    macs = total(describe(spec)).macs
     cases = [(b, t, n) for b in args.batch for t in args.seq_len for n in args.threads]
-    feeds = {case: random_inputs(model.spec, 0, case[0], case[1]) for case in cases}
+    feeds = {case: random_inputs(spec, 0, case[0], case[1]) for case in cases}
     times: dict[tuple[int, int, int], list[float]] = {case: [] for case in cases}
 
     def call(case: tuple[int, int, int]) -> float:
-        set_num_threads(case[2])
         started = time.perf_counter()
-        model.run(feeds[case])
+        models[case[2]].run(feeds[case])
         return time.perf_counter() - started
 
     for case in cases:

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
     """Do what the command line asks; returns shapes of the outputs by name, files written and seconds of running."""
     target = Path(args.output)
     model = load(args.file, threads=args.threads, **options)
-    names = [tensor.name for tensor in model.outputs]
+    names = _wanted(model, args.outputs)
     files = _output_files(target, names, is_folder=args.output.endswith("/"))
     existing = [str(path) for path in files if path.exists()]
     if existing and not args.force:
@@ -36,8 +36,9 @@ def run(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for chunk, chunk_lengths in _chunks(model.spec, feeds, lengths, args.batch_size):
-        for name, array in _call(model, chunk, chunk_lengths).items():
-            parts[name].append(array)
+        results = _call(model, chunk, chunk_lengths)
+        for name in names:
+            parts[name].append(results[name])
     outputs = {name: _joined(model.spec, name, arrays, added) for name, arrays in parts.items()}
     seconds = time.perf_counter() - started
 
@@ -50,6 +51,15 @@ def run(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
     return {"outputs": shapes, "files": [str(path) for path in files], "seconds": seconds}
 
 
+def _wanted(model: Model, given: str | None) -> list[str]:
+    """The outputs to write: all, or those of a comma list."""
+    names = [tensor.name for tensor in model.outputs]
+    wanted = names if given is None else given.split(",")
+    if unknown := sorted(set(wanted) - set(names)):
+        raise ShapeError(f"--outputs names {unknown}; the model has {names}")
+    return wanted
+
+
 def _output_files(target: Path, names: list[str], is_folder: bool) -> list[Path]:
     """The files that will hold the outputs; makes the folder where one is asked for."""
     if is_folder or target.is_dir():
@@ -58,7 +68,10 @@ def _output_files(target: Path, names: list[str], is_folder: bool) -> list[Path]
     if target.suffix not in SUFFIXES:
         raise FormatError(f"--output {target}: expected a name that ends in {', '.join(SUFFIXES)}, or a directory")
     if len(names) > 1 and target.suffix != ".npz":
-        raise ShapeError(f"the model has {len(names)} outputs ({', '.join(names)}); write .npz or to a directory")
+        raise ShapeError(
+            f"{target} holds one array, there are {len(names)} outputs ({', '.join(names)}); "
+            "choose one with --outputs, or write .npz or to a directory"
+        )
     return [target]
 
 

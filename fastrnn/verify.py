@@ -373,7 +373,12 @@ def _run_torch(spec: ModelSpec, module: Any, feeds: Arrays) -> Arrays:
             hook.remove()
         for submodule, mode in training.items():
             submodule.training = mode
-    return seen | _named([tensor.name for tensor in spec.outputs], result)
+    names: Iterable[str] = [tensor.name for tensor in spec.outputs]
+    if recurrent:
+        names = spec.nodes[-1].outputs
+    if isinstance(module, torch.nn.RNNCellBase):  # h, or (h, c), where our nodes have y too
+        result = [next(iter(_flatten(result))), result]
+    return seen | _named(names, result)
 
 
 def _run_keras(spec: ModelSpec, live: Any, feeds: Arrays) -> Arrays:

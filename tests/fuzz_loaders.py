@@ -24,11 +24,11 @@ import numpy as np
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import make_hostile  # noqa: E402
+import make_hostile
 
-from fastrnn.errors import FastrnnError  # noqa: E402
-from fastrnn.loaders import FORMATS, load_spec, load_tensors, native, safetensors  # noqa: E402
-from fastrnn.spec import ModelSpec, Node, Tensor  # noqa: E402
+from fastrnn.errors import FastrnnError
+from fastrnn.loaders import FORMATS, load_spec, load_tensors, native, safetensors
+from fastrnn.spec import ModelSpec, Node, Tensor
 
 SECONDS = 2.0
 BYTES = 100  # of memory for each byte of the file, and
@@ -68,7 +68,7 @@ def keras_files() -> dict[str, bytes]:
     """The three Keras containers, where Keras is installed."""
     os.environ.setdefault("KERAS_BACKEND", "torch")
     try:
-        import h5py  # noqa: F401
+        import h5py
         import keras
     except ImportError:
         return {}
@@ -119,7 +119,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
         elif kind == 6:
             digits = [k for k, byte in enumerate(result[:4096]) if chr(byte).isdigit()]
             if digits:
-                result[rng.choice(digits)] = ord(rng.choice("0123456789-.e\"[{"))
+                result[rng.choice(digits)] = ord(rng.choice('0123456789-.e"[{'))
         else:
             source = rng.randrange(len(result))
             piece = result[source : source + rng.randrange(1, 64)]

@@ -78,7 +78,7 @@ def check(model, *inputs, atol: float = ATOL):
         assert ours.shape == theirs.shape
         assert len(tensor.shape) == theirs.ndim
         assert all(n in (None, m) for n, m in zip(tensor.shape, theirs.shape, strict=True))
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol, err_msg=tensor.name)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=atol, err_msg=tensor.name)
     return spec
 
 
@@ -109,7 +109,7 @@ CELLS = {
 @pytest.mark.parametrize("cell", CELLS)
 def test_layer(keras, layers, cell, go_backwards, return_sequences, return_state, masked):
     name, options = CELLS[cell]
-    options |= {"go_backwards": go_backwards, "return_sequences": return_sequences, "return_state": return_state}
+    options = {**options, "go_backwards": go_backwards, "return_sequences": return_sequences, "return_state": return_state}
     model = recurrent_model(keras, getattr(layers, name)(4, name="layer", **options), masked=masked)
     check(model, masked_sequences() if masked else sequences())
 
@@ -271,14 +271,17 @@ def test_shared_layer(keras, layers):
 
 
 def nested_model(keras, layers):
-    inner = keras.Sequential([layers.Dense(3, name="one"), layers.BatchNormalization(name="two")], name="inner")
+    """Models in models in models, one called twice; names are unique in each model only."""
+    inner, deep = (
+        keras.Sequential([layers.Dense(3, name="one"), layers.BatchNormalization(name="two")], name=name)
+        for name in ("inner", "deep")
+    )
     p, q = keras.Input((None, 3), name="p"), keras.Input((None, 3), name="q")
-    pair = keras.Model([p, q], [layers.GRU(3, name="one")(p), layers.GRU(2, name="gru")(inner(q))], name="pair")
+    pair = keras.Model([p, q], [layers.GRU(3, name="one")(p), layers.GRU(2, name="gru")(deep(q))], name="pair")
     x = keras.Input((None, FEATURES), name="x")
     h = layers.LSTM(3, return_sequences=True, name="one")(layers.Masking(name="skip")(x))
     left, right = pair([h, inner(h)])
-    model = keras.Model(x, [left, layers.Dense(2, name="last")(right), inner(x)])
-    return model
+    return keras.Model(x, [left, layers.Dense(2, name="last")(right), inner(x)])
 
 
 def test_nested_models(keras, layers):
@@ -376,7 +379,8 @@ def test_frozen_layers_in_h5(keras, layers, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_other_float_types(keras, layers, tmp_path, dtype):
-    model = keras.Sequential([keras.Input((STEPS, FEATURES)), layers.LSTM(3, dtype=dtype), layers.Dense(2, dtype=dtype)])
+    lstm = layers.LSTM(3, recurrent_initializer="glorot_uniform", dtype=dtype)
+    model = keras.Sequential([keras.Input((STEPS, FEATURES)), lstm, layers.Dense(2, dtype=dtype)])
     for name in ("m.keras", "m.h5"):
         model.save(tmp_path / name)
         spec = load_spec(tmp_path / name)
@@ -625,9 +629,8 @@ def test_seed_generators_are_left_out(tmp_path):
 def test_left_over_weights_are_named(tmp_path):
     config = {"class_name": "Sequential", "config": {"layers": [keras2_layer("LSTM", "lstm", units=4)]}}
     weights = lstm_weights() | {"other/other/kernel:0": np.ones((2, 2)), "lstm/lstm/extra:0": np.ones(2)}
-    with pytest.raises(FormatError, match="'lstm/lstm/extra:0'.*'.*other/other/kernel:0'") as error:
+    with pytest.raises(FormatError, match="2 weight.*lstm/lstm/extra:0'.*other/other/kernel:0'"):
         load_spec(keras2_file(tmp_path / "m.h5", config, weights))
-    assert "2 weight(s)" in str(error.value)
 
 
 # Real models, made by others.

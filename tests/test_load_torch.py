@@ -427,7 +427,15 @@ def test_sequential():
     ]
     spec = from_object(nn.Sequential(*layers))
     assert [node.name for node in spec.nodes] == ["0", "2", "3", "4.1", "5", "6", "7"]
-    assert [node.op for node in spec.nodes] == ["embedding", "lstm", "layer_norm", "gru", "activation", "dense", "activation"]
+    assert [node.op for node in spec.nodes] == [
+        "embedding",
+        "lstm",
+        "layer_norm",
+        "gru",
+        "activation",
+        "dense",
+        "activation",
+    ]
     assert spec.nested_state is False
     assert [(t.name, t.shape, t.dtype) for t in spec.inputs] == [("x", (None, None), "int64")]
     assert [(t.name, t.shape) for t in spec.outputs] == [("y", (None, None, 3))]

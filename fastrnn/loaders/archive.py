@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ..errors import FormatError, UnsupportedError
 from .files import short
@@ -71,7 +72,7 @@ def read_directory(file: memoryview) -> dict[str, Member]:
     if position != end:
         raise _damaged(f"its directory has {end - position} bytes too many")
     spans.sort()
-    if any(left[1] > right[0] for left, right in zip(spans, [*spans[1:], (begin, end)], strict=True)):
+    if any(left[1] > right[0] for left, right in pairwise([*spans, (begin, end)])):
         raise _damaged("members overlap")
     return members
 

@@ -106,7 +106,7 @@ def class_and_config(value: Any, what: str) -> tuple[str, Config]:
     class_name, module, registered = value["class_name"], value.get("module"), value.get("registered_name")
     parts = str(module or "keras").split(".")
     if parts[0] not in ("keras", "tf_keras", "tensorflow") or "ops" in parts or registered not in (None, class_name):
-        class_name = f"{registered or module}>{class_name}" if registered != class_name else f"{module}>{class_name}"
+        class_name = registered if registered not in (None, class_name) else f"{module}>{class_name}"
     config = value.get("config", {})
     if isinstance(config, list) and class_name == "Sequential":  # Keras before 2.2.3
         config = {"layers": config}

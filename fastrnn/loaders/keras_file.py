@@ -88,16 +88,18 @@ class LayerWeights:
     found: Mapping[str, Stored]
     used: set[str] = field(default_factory=set)
 
-    def part(self, path: str, *names: str) -> LayerWeights:
-        """The weights of a layer inside this one: at ``path``, or those whose name goes through one of ``names``.
+    def part(self, path: str, name: str = "") -> LayerWeights:
+        """The weights of a layer inside this one: at ``path``, or those whose name goes through ``name`` first.
 
-        Where there are no names the part is no level of its own in a file that names its weights.
+        Without a name the part is no level of its own in a file that names its weights.
         """
         found = self.found
         if self.by_path:
             found = {key[len(path) + 1 :]: value for key, value in found.items() if key.startswith(path + "/")}
-        elif names:
-            found = {key: value for key, value in found.items() if any(f"/{name}/" in f"/{key}/" for name in names)}
+        elif name:
+            levels = {key: f"/{key}/".find(f"/{name}/") for key in found}
+            first = min((f"/{key}"[:at].count("/") for key, at in levels.items() if at >= 0), default=0)
+            found = {key: found[key] for key, at in levels.items() if at >= 0 and f"/{key}"[:at].count("/") == first}
         return LayerWeights(self.where, self.by_path, found, self.used)
 
     def top(self, name: str) -> LayerWeights:
@@ -203,7 +205,11 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[Checkpoint]:
 def read_config(source: Any) -> tuple[dict[str, Any], Version | None]:
     """A model's configuration from a dict, a ``.json``, ``.keras`` or ``.h5`` file, or a live model."""
     if isinstance(source, Mapping):
-        return dict(source), _version_in(source)
+        try:
+            config = parse_json(json.dumps(source), "config")  # get_config() has tuples where files have lists
+        except (TypeError, RecursionError) as error:
+            raise FormatError(f"config= holds what JSON cannot ({short(str(error))}); pass model.to_json() in a file") from None
+        return config, _version_in(config)
     if not isinstance(source, (str, os.PathLike)):
         return live_config(source)
     data, where = map_file(source), os.path.basename(os.fspath(source))

@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import FormatError, UnsupportedError
 from ..spec import ModelSpec, Node, Tensor
 from .files import name_list, short
-from .keras_config import Call, Config, Value, class_and_config, node, section, text
+from .keras_config import Call, Config, Value, class_and_config, node, number, section, text
 from .keras_file import LayerWeights, Version, layer_weights
 from .keras_layers import CONVERTERS, RECURRENT, input_value
 from .limits import MAX_CALLS, MAX_NAME_LENGTH
@@ -23,8 +23,11 @@ from .limits import MAX_CALLS, MAX_NAME_LENGTH
 MODELS = ("Functional", "Sequential", "Model")
 
 
+MASK = -1
+
+
 class Ref(NamedTuple):
-    """An output of a call of a layer; ``tensor`` None stands for all of them."""
+    """An output of a call of a layer; ``tensor`` None stands for all of them, ``MASK`` for the mask of the first one."""
 
     layer: str
     call: int
@@ -41,7 +44,6 @@ class _Layer:
     name: str
     class_name: str
     config: Config
-    calls: list[Any]  # as the configuration has them
     weights: LayerWeights | None = None
     model: _Model | None = None  # of a nested model, once it is parsed
     shared: list[dict[str, np.ndarray]] = field(default_factory=list)  # weights of the nodes of the first call
@@ -49,9 +51,12 @@ class _Layer:
 
 @dataclass
 class _Model:
+    """The layers by name, what each call of them gets, and what goes in and comes out."""
+
     layers: dict[str, _Layer]
     inputs: list[Ref]
     outputs: list[Ref]
+    arguments: dict[tuple[str, int], _Arguments]
 
 
 @dataclass
@@ -60,12 +65,13 @@ class _Arguments:
 
     x: list[Ref]
     states: list[Ref]
-    mask: Ref | None = None
+    masks: list[Ref | None]  # of each x; empty where none is given
+    constant: Any = None  # what Keras 3 compares the first tensor with
     problem: str = ""  # why the call is not supported
 
     @property
     def refs(self) -> list[Ref]:
-        return [*self.x, *self.states, *([self.mask] if self.mask else [])]
+        return [*self.x, *self.states, *(mask for mask in self.masks if mask)]
 
 
 def build_spec(
@@ -122,7 +128,7 @@ def layer_spec(serialized: Any, weights: LayerWeights, version: Version, where: 
     shape = section(serialized, "build_config", {}).get("input_shape") if serialized.get("build_config") else None
     name = str(config.get("name") or class_name)
     graph = _Graph(version, where)
-    layer = _Layer(name, class_name, {**config, "return_state": False}, [], weights)
+    layer = _Layer(name, class_name, {**config, "return_state": False}, weights)
     values = graph.convert(layer, name, [input_value("x", {"batch_shape": shape})], []) or []
     graph.raise_problems()
     nodes, outputs = _name_outputs(graph.nodes, [name], values)
@@ -213,12 +219,6 @@ class _Scope:
         self._graph, self._model, self._prefix = graph, model, prefix
         self._feeds = {ref.layer: value for ref, value in zip(model.inputs, feeds or [])}  # noqa: B905
         self._values: dict[tuple[str, int], list[Value] | None] = {}
-        self._offsets: dict[str, int] = {}
-        self._arguments: dict[tuple[str, int], _Arguments] = {}
-        for layer in model.layers.values():
-            for k, call in enumerate(layer.calls):
-                self._arguments[layer.name, k] = _arguments(call, layer)
-        self._find_offsets()
 
     @property
     def visited(self) -> set[str]:
@@ -227,10 +227,10 @@ class _Scope:
 
     def evaluate(self, refs: list[Ref]) -> list[Value]:
         """Convert all calls that ``refs`` need and return their values."""
-        pending, opened = [self._key(ref) for ref in reversed(refs)], set()
+        pending, opened = [ref[:2] for ref in reversed(refs)], set()
         while pending:
             key = pending[-1]
-            needed = [] if key in self._values else [self._key(ref) for ref in self._call(key).refs]
+            needed = [] if key in self._values else [ref[:2] for ref in self._call(key).refs]
             if missing := [dependency for dependency in needed if dependency not in self._values]:
                 if key in opened:
                     raise FormatError(f"{self._graph.where}: layer {short(key[0])} depends on itself; the file is damaged")
@@ -244,13 +244,15 @@ class _Scope:
 
     def known(self, ref: Ref) -> list[Value]:
         """The values of an evaluated reference; none if it was not evaluated, a stand-in if it could not be."""
-        if self._key(ref) not in self._values:
+        if ref[:2] not in self._values:
             return []
-        values = self._values[self._key(ref)]
+        values = self._values[ref[:2]]
         if values is None:
             return [Value(ref.name)]
         if ref.tensor is None:
             return values
+        if ref.tensor == MASK:
+            return [Value(values[0].mask)]
         if not 0 <= ref.tensor < len(values):
             raise FormatError(
                 f"{self._graph.where}: output {ref.tensor} of layer {short(ref.layer)} is used, it has {len(values)}"
@@ -263,23 +265,13 @@ class _Scope:
             ref._replace(tensor=k) if ref.tensor is None else ref for ref in refs for k in range(len(self.known(ref)))
         ]
 
-    def _key(self, ref: Ref) -> tuple[str, int]:
-        return ref.layer, ref.call - self._offsets.get(ref.layer, 0)
-
-    def _find_offsets(self) -> None:
-        """Nested models may start with a node of their own, which is not saved: their calls then count from 1."""
-        uses = [*self._model.outputs, *(ref for arguments in self._arguments.values() for ref in arguments.refs)]
-        for layer in self._model.layers.values():
-            if layer.class_name in MODELS and any(r.layer == layer.name and r.call >= len(layer.calls) for r in uses):
-                self._offsets[layer.name] = 1
-
     def _call(self, key: tuple[str, int]) -> _Arguments:
         layer = self._model.layers.get(key[0])
         if layer is not None and layer.class_name == "InputLayer" and key[1] == 0:
-            return _Arguments([], [])
-        if layer is None or key not in self._arguments:
+            return _Arguments([], [], [])
+        if layer is None or key not in self._model.arguments:
             raise FormatError(f"{self._graph.where}: call {key[1]} of layer {short(key[0])} is used, which does not exist")
-        return self._arguments[key]
+        return self._model.arguments[key]
 
     def _run(self, name: str, call: int) -> list[Value] | None:
         graph, layer, arguments = self._graph, self._model.layers[name], self._call((name, call))
@@ -294,9 +286,9 @@ class _Scope:
                 return None
         full_name = self._prefix + Ref(name, call, 0).name
         x, states = ([value for ref in refs for value in self.known(ref)] for refs in (arguments.x, arguments.states))
-        if arguments.mask is not None:
-            mask = self.known(arguments.mask)[0].name
-            x = [replace(value, mask=mask) for value in x]
+        for k, mask in enumerate(arguments.masks):
+            if mask:
+                x[k] = replace(x[k], mask=self.known(mask)[0].name)
         if layer.class_name not in MODELS:
             return graph.convert(layer, full_name, x, states, arguments.problem)
         if layer.model is None:
@@ -324,10 +316,10 @@ def _layer_list(config: Config) -> list[tuple[dict[str, Any], _Layer]]:
     result = []
     for item in stored:
         class_name, inner = class_and_config(item, "a layer")
-        name = text(inner.get("name", item.get("name")), "the name of a layer")
+        name = text(item.get("name", inner.get("name")), "the name of a layer")
         if len(name) > MAX_NAME_LENGTH:
             raise FormatError(f"the name {short(name)} is longer than {MAX_NAME_LENGTH} characters")
-        result.append((item, _Layer(name, class_name, inner, [])))
+        result.append((item, _Layer(name, class_name, inner)))
     names = [layer.name for _, layer in result]
     if twice := {name for name in names if names.count(name) > 1} if len(set(names)) != len(names) else set():
         raise FormatError(f"several layers are called {name_list(twice)}; the configuration is damaged")
@@ -343,28 +335,76 @@ def _sequential(config: Config) -> _Model:
         first = layers[0].config
         shape = first.get("batch_input_shape", first.get("batch_shape", config.get("build_input_shape")))
         name = f"{layers[0].name}_input"
-        layers.insert(0, _Layer(name, "InputLayer", {"name": name, "batch_shape": shape}, []))
-    for before, layer in zip(layers, layers[1:], strict=False):
-        layer.calls = [{"args": [Ref(before.name, 0, 0)], "kwargs": {}}]
-    return _Model({layer.name: layer for layer in layers}, [Ref(layers[0].name, 0, 0)], [Ref(layers[-1].name, 0, 0)])
+        layers.insert(0, _Layer(name, "InputLayer", {"name": name, "batch_shape": shape}))
+    refs = [Ref(layer.name, 0, 0) for layer in layers]
+    arguments = {(layer.name, 0): _Arguments([ref], [], []) for ref, layer in zip(refs, layers[1:], strict=False)}
+    return _Model({layer.name: layer for layer in layers}, refs[:1], refs[-1:], arguments)
 
 
 def _functional(config: Config) -> _Model:
-    layers = {}
+    layers, arguments = {}, {}
+    offsets: dict[str, tuple[int, int]] = {}  # what to subtract from numbers of calls, in arguments and in outputs
+    inputs, outputs = (_legacy_refs(config.get(key)) for key in ("input_layers", "output_layers"))
     for item, layer in _layer_list(config):
-        layer.name = text(item.get("name", layer.name), "the name of a layer")
         calls = item.get("inbound_nodes", [])
         if not isinstance(calls, list) or len(calls) > MAX_CALLS:
             raise FormatError(f"'inbound_nodes' of {short(layer.name)} is {short(calls)}, expected a list of calls")
-        layer.calls = [call for call in calls if call]
         layers[layer.name] = layer
-    inputs, outputs = (_legacy_refs(config.get(key)) for key in ("input_layers", "output_layers"))
+        calls = [call for call in calls if call]
+        arguments |= {(layer.name, k): _arguments(call, layer.class_name, layer.name) for k, call in enumerate(calls)}
+        if layer.class_name in MODELS and calls and isinstance(calls[0], dict):
+            offsets[layer.name] = (0, int(layer.class_name != "Sequential"))
     if not inputs or not outputs:
         raise FormatError("the model has no input_layers or no output_layers; the configuration is damaged")
     for ref in inputs:
         if ref.layer not in layers or layers[ref.layer].class_name != "InputLayer":
             raise FormatError(f"input {short(ref.layer)} is not an InputLayer; the configuration is damaged")
-    return _Model(layers, inputs, outputs)
+    # A nested model may start with a call of its own, which is not saved but counted: by Keras 3 in the outputs, by
+    # Keras 2 everywhere, if at all; all saved calls are used there, so the largest number tells.
+    uses = [*outputs, *(ref for given in arguments.values() for ref in given.refs)]
+    for name, layer in layers.items():
+        if layer.class_name in MODELS and name not in offsets:
+            count = sum(key[0] == name for key in arguments)
+            offsets[name] = (1, 1) if any(ref.layer == name and ref.call >= count for ref in uses) else (0, 0)
+    if offsets:
+        outputs = [ref._replace(call=ref.call - offsets.get(ref.layer, (0, 0))[1]) for ref in outputs]
+        for given in arguments.values():
+            for refs in (given.x, given.states, given.masks):
+                refs[:] = [ref and ref._replace(call=ref.call - offsets.get(ref.layer, (0, 0))[0]) for ref in refs]
+    model = _Model(layers, inputs, outputs, arguments)
+    _find_masks(model)
+    return model
+
+
+def _find_masks(model: _Model) -> None:
+    """Keras 3 writes masks into the graph as operations; let those refer to the layers that make these masks.
+
+    NotEqual(ids, 0) is the mask of an Embedding of the ids, Any(NotEqual(x, value)) that of a Masking of x.
+    """
+    makers: dict[tuple[Ref, Any], Ref] = {}
+    for (name, call), given in model.arguments.items():
+        layer = model.layers[name]
+        if layer.class_name == "Embedding" and layer.config.get("mask_zero") is True and given.x:
+            makers[given.x[0], "embedding"] = Ref(name, call, MASK)
+        if layer.class_name == "Masking" and given.x:
+            makers[given.x[0], number(layer.config, "mask_value", 0.0)] = Ref(name, call, MASK)
+    for given in model.arguments.values():
+        for k, ref in enumerate(given.masks):
+            compared = _operation(model, "NotEqual", ref)
+            key: Any = "embedding" if compared and compared.constant == 0 else None
+            if not compared and (reduced := _operation(model, "Any", ref)):
+                compared = _operation(model, "NotEqual", reduced.x[0] if reduced.x else None)
+                key = compared.constant if compared else None
+            if compared and compared.x and type(key) in (str, int, float):
+                given.masks[k] = makers.get((compared.x[0], key), ref)
+
+
+def _operation(model: _Model, kind: str, ref: Ref | None) -> _Arguments | None:
+    """What an operation of Keras 3 gets, if ``ref`` is its result."""
+    layer = model.layers.get(ref.layer) if ref else None
+    if ref is None or layer is None or layer.class_name.rpartition(">")[2] != kind:
+        return None
+    return model.arguments.get(ref[:2])
 
 
 def _legacy_refs(value: Any) -> list[Ref]:
@@ -393,32 +433,36 @@ def _refs(value: Any) -> list[Ref]:
     return []
 
 
-def _arguments(call: Any, layer: _Layer) -> _Arguments:
+def _arguments(call: Any, class_name: str, name: str) -> _Arguments:
     """The tensors of a call: Keras 2 lists references, Keras 3 has args and kwargs."""
-    recurrent = layer.class_name in RECURRENT
+    recurrent = class_name in RECURRENT
     if isinstance(call, dict):
         args, kwargs = call.get("args"), call.get("kwargs", {})
         if not isinstance(args, list) or not isinstance(kwargs, dict):
-            raise FormatError(f"a call of {short(layer.name)} is {short(call)}; the configuration is damaged")
+            raise FormatError(f"a call of {short(name)} is {short(call)}; the configuration is damaged")
         names = ("inputs", "initial_state", "mask", "training") if recurrent else ("inputs", "training", "mask")
         given = {**dict(zip(names, args)), **kwargs}  # noqa: B905
         given["inputs"] = [given.pop(name) for name in ("inputs", "sequences") if name in given] + args[len(names) :]
-        read = _refs
+        read, constant = _refs, args[1] if len(args) == 2 else None
     else:
-        given = _legacy_kwargs(call, layer.name)
-        read = _legacy_refs
-        given["inputs"] = call
+        given = _legacy_kwargs(call, name)
+        read, constant = _legacy_refs, None
     x = _refs(given.pop("inputs")) if isinstance(call, dict) else _legacy_refs(call)
     states = read(given.pop("initial_state", None))
-    masks = read(given.pop("mask", None))
+    mask = given.pop("mask", None)
     if recurrent and not states:  # Keras 2 appends the initial states to the inputs
         x, states = x[:1], x[1:]
     training = given.pop("training", None)
     others = [key for key, value in given.items() if value is not None]
     problem = "it is called with training=True, which makes its result random" if training is True else ""
     problem = f"it is called with the arguments {name_list(others)}" if others else problem
-    problem = f"it is called with {len(masks)} masks" if len(masks) > 1 else problem
-    return _Arguments(x, states, masks[0] if masks else None, problem)
+    masks: list[Ref | None] = []
+    if read(mask):
+        several = isinstance(mask, list) and len(x) > 1 and len(mask) == len(x)
+        masks = [next(iter(read(item)), None) for item in (mask if several else [mask])]
+    if len(masks) > len(x) or len(read(mask)) > len(x):
+        problem, masks = f"it is called with {len(read(mask))} masks for {len(x)} tensors", []
+    return _Arguments(x, states, masks, constant, problem)
 
 
 def _legacy_kwargs(call: Any, name: str) -> dict[str, Any]:

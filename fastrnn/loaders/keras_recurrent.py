@@ -128,8 +128,8 @@ def _cells(class_name: str, config: Config, weights: LayerWeights) -> list[tuple
         snake = snake_case(class_name)
         path = f"cells/{snake}_{ranks[snake]}" if ranks[snake] else f"cells/{snake}"
         ranks[snake] += 1
-        names = [str(config["name"])] if len(stack) > 1 and config.get("name") else []
-        cells.append((class_name, config, weights.part(path, *names)))
+        name = str(config.get("name") or "") if len(stack) > 1 else ""
+        cells.append((class_name, config, weights.part(path, name)))
     return cells
 
 

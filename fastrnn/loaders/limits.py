@@ -18,7 +18,7 @@ MAX_DIRECTORY_SIZE = 16 * MIB
 
 # Pickles inside .pt archives: a value costs at most about 100 bytes for each opcode
 MAX_PICKLE_SIZE = 64 * MIB
-MAX_PICKLE_STEPS = 2_000_000
+MAX_PICKLE_STEPS = 1_000_000
 
 # Nested dictionaries of a checkpoint
 MAX_NESTING = 32

@@ -95,7 +95,10 @@ def spec_from_bytes(buffer: bytes | memoryview) -> ModelSpec:
         node.weights = {
             key: safetensors.read_entry(file[start:], entries[f"{node.name}.{key}"]) for key in node.weights
         }
-    spec.validate()
+    try:
+        spec.validate()
+    except FormatError as error:
+        raise _damaged(str(error)) from None
     return spec
 
 

@@ -124,10 +124,8 @@ class _Machine:
         return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
 
     def line(self) -> str:
-        end = self.program.find(b"\n", self.position)
-        text = self.take(max(end - self.position, 0)).decode("utf-8")
-        self.take(1)
-        return text
+        end = self.program.find(b"\n", self.position) + 1 or len(self.program) + 1
+        return self.take(end - self.position)[:-1].decode("utf-8")
 
     def pop_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.outer.pop()

@@ -158,26 +158,24 @@ class _Dtype(str):
 
 
 def _rebuild_tensor_v2(arguments: tuple) -> _Tensor:
-    storage, *view = arguments[:4]
-    if len(arguments) not in (6, 7) or not isinstance(storage, _Storage) or storage.dtype == _UNTYPED:
-        raise FormatError("the pickle makes a tensor from wrong values; the file is damaged")
-    return _tensor(storage.member, storage.dtype, view, arguments[6:])
+    match arguments:
+        case (_Storage(member, dtype), offset, shape, stride, _, _, *metadata) if dtype != _UNTYPED:
+            return _tensor(member, dtype, offset, shape, stride, metadata)
+    raise FormatError("the pickle makes a tensor from wrong values; the file is damaged")
 
 
 def _rebuild_tensor_v3(arguments: tuple) -> _Tensor:
-    storage, *view = arguments[:4]
-    dtype = arguments[6] if len(arguments) in (7, 8) else None
-    if not isinstance(storage, _Storage) or not isinstance(dtype, _Dtype) or dtype not in ITEM_SIZE:
-        raise FormatError("the pickle makes a tensor from wrong values; the file is damaged")
-    return _tensor(storage.member, dtype, view, arguments[7:])
+    match arguments:
+        case (_Storage(member), offset, shape, stride, _, _, _Dtype() as dtype, *metadata) if dtype != _UNTYPED:
+            return _tensor(member, dtype, offset, shape, stride, metadata)
+    raise FormatError("the pickle makes a tensor from wrong values; the file is damaged")
 
 
-def _tensor(member: Member, dtype: str, view: list[Any], metadata: tuple) -> _Tensor:
-    """Check that the view (offset, size, stride, in elements) lies inside of the member."""
+def _tensor(member: Member, dtype: str, offset: Any, shape: Any, stride: Any, metadata: list[Any]) -> _Tensor:
+    """Check that a view (offset, size and stride in elements) lies inside of the member."""
     where = f"a tensor in {short(member.name)}"
-    if metadata and metadata[0]:
+    if any(metadata):
         raise UnsupportedError(f"{where}: is stored as conjugated or negated; {SAVE_HINT} after .resolve_neg()")
-    offset, shape, stride = view
     for sizes in (shape, stride):
         if not isinstance(sizes, tuple) or len(sizes) > MAX_RANK:
             raise FormatError(

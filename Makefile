@@ -1,0 +1,73 @@
+# make run    build, then classify handwritten digits with two trained networks
+# make test   build, install what the tests need, run all tests
+# make bench  a table of times beside PyTorch, ONNX Runtime and OpenVINO
+# make asan   the tests under AddressSanitizer and UndefinedBehaviorSanitizer
+# make fuzz   200,000 mutated files through every loader
+# make lint   ruff, mypy, clang-format, cython-lint
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
+SOURCES = setup.py pyproject.toml $(wildcard src_c/*.[ch] src_c/kernels/*.[ch] fastrnn/*.pyx fastrnn/*.pxd)
+
+.PHONY: run test bench asan fuzz lint clean
+
+run: $(VENV)/installed
+	$(BIN)/python examples/digits/run.py
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/installed-bench
+	$(BIN)/python bench/compare.py
+
+fuzz: $(VENV)/installed-test
+	$(BIN)/python tests/fuzz_loaders.py --count 200000
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/cython-lint fastrnn
+	$(BIN)/clang-format --dry-run --Werror $(wildcard src_c/*.[ch] src_c/kernels/*.[ch])
+
+# A build of its own, so that the instrumented extension does not replace the fast one.
+asan:
+	$(MAKE) VENV=.venv-asan FASTRNN_SANITIZE=address,undefined .venv-asan/installed-test
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	    .venv-asan/bin/python -m pytest --ignore=tests/test_package.py --ignore=tests/test_quiet.py
+
+clean:
+	rm -rf build dist *.egg-info $(VENV) .venv-asan fastrnn/*.so fastrnn/_core.c fastrnn/_blas.c
+
+# ---- Environments ----
+
+NEEDS = apt-get install python3 python3-dev python3-venv gcc make
+
+$(VENV)/made:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: $(NEEDS)"; exit 1; }
+	@command -v gcc >/dev/null || command -v cc >/dev/null || { echo "a C compiler is missing: $(NEEDS)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python cannot make virtual environments: $(NEEDS)"; exit 1; }
+	@$(PYTHON) -c 'import os, sysconfig; os.stat(os.path.join(sysconfig.get_paths()["include"], "Python.h"))' 2>/dev/null || \
+	    { echo "Python's headers are missing: $(NEEDS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/installed: $(VENV)/made $(SOURCES)
+	$(PIP) install -e '.[keras]'
+	touch $@
+
+# torch is pinned, and first: other packages would take a build of several gigabytes.
+$(VENV)/installed-test: $(VENV)/installed
+	$(PIP) install torch==2.13.0
+	$(PIP) install -e '.[test]'
+	touch $@
+
+$(VENV)/installed-bench: $(VENV)/installed-test
+	$(PIP) install -e '.[bench]'
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) install -e '.[dev]'
+	touch $@

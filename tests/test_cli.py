@@ -1,0 +1,356 @@
+"""The command line, from files to files; in this process, but where the process itself is the subject."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import fastrnn
+from fastrnn import array_files, cli, cli_run, doctor
+from fastrnn.errors import FormatError
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def weights(rng, *shape):
+    return rng.normal(0, 0.4, shape).astype(np.float32)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(11)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def model(folder, rng):
+    """A GRU and a classifier in net.frnn."""
+    gru = fastrnn.GRU(weights(rng, 24, 3), weights(rng, 24, 8), weights(rng, 24), weights(rng, 24))
+    made = fastrnn.Sequential(gru, fastrnn.Dense(weights(rng, 4, 8), activation="softmax"))
+    fastrnn.save(made, folder / "net.frnn")
+    return made
+
+
+@pytest.fixture
+def layer(folder, rng):
+    """A bare bidirectional LSTM in lstm.frnn, whose outputs are y, h_n, c_n."""
+    parts = [weights(rng, 20, 3), weights(rng, 20, 3)], [weights(rng, 20, 5), weights(rng, 20, 5)]
+    made = fastrnn.LSTM(*parts, bidirectional=True)
+    fastrnn.save(made, folder / "lstm.frnn")
+    return made
+
+
+def fails(capsys, *argv):
+    """Run a command that must fail; its error text."""
+    assert cli.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("fastrnn: error: ")
+    assert "\nhint: " in err
+    assert "Traceback" not in err
+    return err
+
+
+def test_version_and_help(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fastrnn {fastrnn.__version__}\n"
+    assert cli.main([]) == 0
+    out = capsys.readouterr().out
+    for name in ("inspect", "run", "verify", "bench", "doctor"):
+        assert name in out
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["verify"])
+    assert stop.value.code == 2
+
+
+def test_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrnn", "--version"], capture_output=True, text=True, env=ENVIRONMENT, check=True
+    )
+    assert done.stdout == f"fastrnn {fastrnn.__version__}\n"
+
+
+# inspect
+
+
+def test_inspect(model, capsys):
+    assert cli.main(["inspect", "net.frnn"]) == 0
+    out = capsys.readouterr().out
+    assert "hidden 8" in out
+    assert "softmax" in out
+    assert cli.main(["inspect", "net.frnn", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    gru, dense = found["layers"]
+    assert (gru["kind"], gru["parameters"], gru["macs"]) == ("gru", 24 * (3 + 8 + 2), 24 * 11)
+    assert (dense["kind"], dense["macs"], dense["weight_bytes"]) == ("dense", 32, 128)
+    assert found["total"] == {"parameters": 312 + 32, "macs": 264 + 32, "weight_bytes": 4 * 344}
+    assert dense["output_shape"] == [None, None, 4]
+
+
+# run
+
+
+def test_run_npy(model, rng, folder, capsys):
+    x = weights(rng, 5, 7, 3)
+    np.save("x.npy", x)
+    for size in ("1", "2", "100"):
+        assert cli.main(["run", "net.frnn", "-i", "x.npy", "-o", "y.npy", "--batch-size", size, "--force"]) == 0
+        np.testing.assert_array_equal(np.load("y.npy"), model(x))
+    assert "(5, 7, 4)" in capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == ["net.frnn", "x.npy", "y.npy"]
+
+
+def test_run_json(model, rng, capsys):
+    np.save("x.npy", weights(rng, 5, 7, 3))
+    assert cli.main(["run", "net.frnn", "-i", "x=x.npy", "-o", "out/", "--threads", "1", "--json"]) == 0
+    out, err = capsys.readouterr()
+    [name] = (tensor.name for tensor in model.outputs)
+    found = json.loads(out)
+    assert found["outputs"] == {name: [5, 7, 4]}
+    assert np.load(found["files"][0]).shape == (5, 7, 4)
+    assert err == ""  # no progress but on a terminal
+
+
+def test_run_csv(model, rng, folder):
+    x = np.round(weights(rng, 6, 3), 3)
+    np.savetxt("x.csv", x, delimiter=",", header="a,b,c", comments="")
+    assert cli.main(["run", "net.frnn", "-i", "x.csv", "-o", "y.csv"]) == 0
+    written = np.loadtxt("y.csv", delimiter=",", dtype=np.float32)
+    np.testing.assert_array_equal(written, model(np.loadtxt("x.csv", delimiter=",", skiprows=1)[None])[0])
+
+
+def test_run_states_and_lengths(layer, rng, capsys):
+    x, h, c = weights(rng, 4, 6, 3), weights(rng, 2, 4, 5), weights(rng, 2, 4, 5)
+    np.savez("feeds.npz", x=x, h_0=h, c_0=c)
+    lengths = np.array([3, 0, 6, 1])
+    command = ["run", "lstm.frnn", "-i", "feeds.npz", "-o", "out.npz", "--force"]
+    for extra, options in ([], {}), (["--lengths", "3,0,6,1", "--batch-size", "3"], {"lengths": lengths}):
+        y, (h_n, c_n) = layer(x, (h, c), **options)
+        assert cli.main(command + extra) == 0
+        with np.load("out.npz") as out:
+            for name, want in {"y": y, "h_n": h_n, "c_n": c_n}.items():
+                np.testing.assert_array_equal(out[name], want)
+    np.save("lengths.npy", lengths)
+    assert cli.main([*command[:-2], "y.npy", "--outputs", "y", "--lengths", "lengths.npy"]) == 0
+    np.testing.assert_array_equal(np.load("y.npy"), layer(x, (h, c), lengths=lengths)[0])
+
+
+def test_run_time_first(rng, folder):
+    torch = pytest.importorskip("torch")
+    live = torch.nn.GRU(3, 5)
+    layer = fastrnn.from_torch(live)
+    fastrnn.save(layer, "gru.frnn")
+    x = weights(rng, 6, 4, 3)
+    np.save("x.npy", x)
+    assert cli.main(["run", "gru.frnn", "-i", "x.npy", "-o", "out.npz", "--batch-size", "3"]) == 0
+    y, h_n = layer(x)
+    with np.load("out.npz") as out:
+        np.testing.assert_array_equal(out["y"], y)
+        np.testing.assert_array_equal(out["h_n"], h_n)
+    np.savetxt("x.csv", x[:, 0], delimiter=",")
+    assert cli.main(["run", "gru.frnn", "-i", "x.csv", "-o", "y.csv", "--outputs", "y"]) == 0
+    np.testing.assert_allclose(np.loadtxt("y.csv", delimiter=","), y[:, 0], rtol=1e-7)
+
+
+def test_run_ids_from_csv(rng, folder):
+    embedding = fastrnn.Embedding(weights(rng, 9, 3), mask_zero=True)
+    gru = fastrnn.GRU(weights(rng, 15, 3), weights(rng, 15, 5))
+    model = fastrnn.Sequential(embedding, gru)
+    fastrnn.save(model, "words.frnn")
+    (folder / "ids.csv").write_text("word\n3\n8\n0\n")
+    assert cli.main(["run", "words.frnn", "-i", "ids.csv", "-o", "out.npz"]) == 0
+    y, h_n = model(np.array([[3, 8, 0]]))
+    with np.load("out.npz") as out:
+        written = {name: out[name] for name in out.files}
+    np.testing.assert_array_equal(written[model.outputs[0].name], y[0])
+    np.testing.assert_array_equal(written[model.outputs[1].name], h_n[:, 0])
+    np.save("ids.npy", np.array([[1.5]]))
+    assert cli.main(["run", "words.frnn", "-i", "ids.npy", "-o", "no.npz"]) == 2
+
+
+def test_nothing_is_overwritten_or_half_written(model, rng, folder, capsys, monkeypatch):
+    np.save("x.npy", weights(rng, 2, 3, 3))
+    command = ["run", "net.frnn", "-i", "x.npy", "-o", "y.npy"]
+    (folder / "y.npy").write_bytes(b"precious")
+    assert "y.npy" in fails(capsys, *command)
+    assert (folder / "y.npy").read_bytes() == b"precious"
+
+    def full_disk(file, array):
+        file.write(b"half")
+        raise OSError(28, "No space left on device", "y.npy")
+
+    monkeypatch.setattr(np, "save", full_disk)
+    assert "No space left on device" in fails(capsys, *command, "--force")
+    assert (folder / "y.npy").read_bytes() == b"precious"
+    assert sorted(path.name for path in folder.iterdir()) == ["net.frnn", "x.npy", "y.npy"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["run", "absent.frnn", "-i", "x.npy", "-o", "y.npy"], "absent.frnn"),
+        (["run", "net.frnn", "-i", "absent.npy", "-o", "y.npy"], "No such file or directory: absent.npy"),
+        (["run", "net.frnn", "-i", "z=x.npy", "-o", "y.npy"], "z=x.npy"),
+        (["run", "net.frnn", "-i", "feeds.npz", "-o", "y.npy"], "['other', 'x'] were given, the model takes ['x']"),
+        (["run", "net.frnn", "-i", "wide.npy", "-o", "y.npy"], "(2, 3, 9)"),
+        (["run", "net.frnn", "-i", "objects.npy", "-o", "y.npy"], "not a .npy file of plain numbers"),
+        (["run", "net.frnn", "-i", "words.csv", "-o", "y.npy"], "words.csv"),
+        (["run", "net.frnn", "-i", "x.npy", "-o", "y.txt"], "expected a name that ends in .npy, .npz, .csv"),
+        (["run", "net.frnn", "-i", "x.npy", "-o", "y.csv"], "a table has two dimensions"),
+        (["run", "net.frnn", "-i", "x.npy", "-o", "y.npy", "--lengths", "1,2"], "--lengths is for a model of one"),
+        (["run", "net.frnn", "-i", "x.npy", "-o", "y.npy", "--lengths", "1,2,3"], "3 numbers, the inputs have 2 rows"),
+        (["run", "net.frnn", "-i", "x.npy", "-o", "y.npy", "--lengths", "1,x"], "expected whole numbers"),
+        (["run", "net.frnn", "-i", "x.npy", "-o", "y.npy", "--outputs", "z"], "--outputs names ['z']"),
+        (["run", "lstm.frnn", "-i", "x.npy", "-o", "y.npy"], "3 outputs (y, h_n, c_n); choose one with --outputs"),
+        (["inspect", "notes.txt"], "notes.txt"),
+        (["verify", "net.frnn", "--against", "x.npy"], "cannot compare with 'x.npy'"),
+        (["verify", "net.frnn", "--against", "feeds.npz"], "holds ['other']"),
+        (["inspect", "net.frnn", "--prefix", "a."], "prefix"),
+    ],
+)
+def test_errors(model, layer, rng, folder, capsys, argv, text):
+    x = weights(rng, 2, 3, 3)
+    np.save("x.npy", x)
+    np.save("wide.npy", weights(rng, 2, 3, 9))
+    np.save("objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    np.savez("feeds.npz", x=x, other=x)
+    (folder / "words.csv").write_text("1,2,3\nx,y,z\n")
+    (folder / "notes.txt").write_text("not a model")
+    before = sorted(path.name for path in folder.iterdir())
+    assert text in fails(capsys, *argv)
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_errors_as_json(folder, capsys):
+    assert cli.main(["inspect", "absent.frnn", "--json"]) == 2
+    out, err = capsys.readouterr()
+    error = json.loads(out)["error"]
+    assert error["type"] == "FileNotFoundError"
+    assert "absent.frnn" in error["message"]
+    assert error["hint"]
+    assert "absent.frnn" in err
+
+
+def test_progress_is_for_terminals(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    times = iter([0.0, 0.5, 2.0, 3.0])
+    monkeypatch.setattr(cli_run.time, "perf_counter", lambda: next(times))
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with cli_run._progress(90) as report:
+        for done in (10, 40, 90):
+            report(done)
+    assert sys.stderr.getvalue() == "\r40/90 rows, 2 s, 2 s left \r90/90 rows, 3 s, 0 s left \n"
+
+
+def test_csv_files(folder):
+    path = folder / "a.csv"
+    for text, want in {"1,2\n3,4\n": [[1, 2], [3, 4]], "a,b\n1,nan\n\n": [[1, np.nan]], "5\n": [[5]]}.items():
+        path.write_text(text)
+        np.testing.assert_array_equal(array_files.read(path), want)
+    for text in ("", "a,b\n", "1,2\n3\n"):
+        path.write_text(text)
+        with pytest.raises(FormatError, match=r"a\.csv"):
+            array_files.read(path)
+
+
+# verify
+
+
+def test_verify(model, layer, capsys):
+    for file in ("net.frnn", "lstm.frnn"):
+        assert cli.main(["verify", file, "--batch", "2", "--seq-len", "9", "--seed", "5"]) == 0
+    assert "ok: against the float64 reference" in capsys.readouterr().out
+    assert cli.main(["verify", "net.frnn", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ok"] is True
+    assert [row["op"] for row in found["layers"]] == ["gru", "dense"]
+    assert 0 < found["max_abs"] < 1e-6
+
+
+def test_verify_against_a_recording(model, rng, capsys):
+    x = weights(rng, 2, 3, 3)
+    [name] = (tensor.name for tensor in model.outputs)
+    np.savez("right.npz", **{"x": x, name: model(x)})
+    assert cli.main(["verify", "net.frnn", "--against", "right.npz"]) == 0
+    np.savez("wrong.npz", **{"x": x, name: model(x) + np.float32(1e-3)})
+    assert cli.main(["verify", "net.frnn", "--against", "wrong.npz"]) == 1
+    assert "MISMATCH" in capsys.readouterr().out
+    np.savez("wrong.npz", **{"x": x, name: np.full((2, 3, 4), np.nan, np.float32)})
+    assert cli.main(["verify", "net.frnn", "--against", "wrong.npz", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["max_abs"] == "inf"  # JSON itself has no infinity
+
+
+# bench
+
+
+def test_bench(model, capsys):
+    threads = fastrnn.get_num_threads()
+    command = ["bench", "net.frnn", "--batch", "1,3", "--seq-len", "5,7", "--threads", "1", "--seconds", "0.01"]
+    assert cli.main([*command, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["batch"], row["seq_len"]) for row in rows] == [(1, 5), (1, 7), (3, 5), (3, 7)]
+    for row in rows:
+        assert row["calls"] > 0
+        assert 0 < row["median_us"] <= row["p99_us"]
+        steps = row["batch"] * row["seq_len"] / (row["median_us"] * 1e-6)
+        assert row["steps_per_s"] == pytest.approx(steps)
+        assert row["gflops"] == pytest.approx(2e-9 * 296 * steps)
+    assert cli.main(command) == 0
+    assert "GFLOP/s" in capsys.readouterr().out
+    assert fastrnn.get_num_threads() == threads
+
+
+# doctor
+
+
+def test_doctor(capsys, monkeypatch):
+    monkeypatch.setenv("FASTRNN_TEST", "7")
+    assert cli.main(["doctor", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["isa"] in facts["isas"]
+    assert facts["environment"]["FASTRNN_TEST"] == "7"
+    assert facts["versions"]["numpy"] == np.__version__
+    assert str(facts["thread_limits"]["affinity"]) in facts["threads_why"]
+    assert cli.main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for word in ("CPU", "ISA", "threads", "BLAS", "OpenMP", fastrnn.__version__, "FASTRNN_TEST=7"):
+        assert word in out
+
+
+def test_doctor_sees_duplicate_openmp_runtimes(folder):
+    maps = folder / "maps"
+    maps.write_text(
+        "7f00-7f01 r-xp 00000000 fe:00 1    /usr/lib/libgomp.so.1.0.0\n"
+        "7f01-7f02 r--p 00001000 fe:00 1    /usr/lib/libgomp.so.1.0.0\n"
+        "7f02-7f03 r-xp 00000000 fe:00 2    /opt/with space/libiomp5.so\n"
+        "7f03-7f04 rw-p 00000000 00:00 0\n"
+        "7f04-7f05 r-xp 00000000 fe:00 3    /usr/lib/libc.so.6\n"
+    )
+    found = doctor.openmp_runtimes(str(maps))
+    assert found == ["/opt/with space/libiomp5.so", "/usr/lib/libgomp.so.1.0.0"]
+    assert doctor.openmp_runtimes(str(folder / "absent")) == []
+    facts = {
+        "openmp": {"runtimes": found},
+        "thread_limits": {"affinity": 2},
+        "threads": 8,
+        "blas": {"problem": "SciPy is broken"},
+        "isa": "avx2",
+        "isas": ["avx512", "avx2"],
+    }
+    problems = doctor.problems(facts)
+    assert len(problems) == 4
+    assert problems[0].startswith("2 OpenMP runtimes")
+    good = facts | {"openmp": {"runtimes": []}, "threads": 2, "blas": {"problem": None}, "isa": "avx512"}
+    assert doctor.problems(good) == []

@@ -1,0 +1,176 @@
+"""The native format: what goes in comes out, any reader of safetensors opens it, damage is found."""
+
+import json
+import os
+import stat
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastrnn.errors import FormatError, UnsupportedError
+from fastrnn.loaders import load_layer_nodes, load_spec, load_tensors
+from fastrnn.loaders.native import save_spec, spec_from_bytes, spec_to_bytes
+from fastrnn.spec import ModelSpec, Node, Tensor
+
+
+def a_model() -> ModelSpec:
+    rng = np.random.default_rng(0)
+
+    def array(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
+    recurrent = Node(
+        "lstm", "encoder", ("e", "", "", "m"), ("a", "", ""),
+        {
+            "num_layers": 1, "direction": "reverse", "gate_activation": ("hard_sigmoid", 1 / 6, 0.5), "clip": None,
+            "cell_clip": 3.5, "batch_first": False, "coupled_input_forget": True,
+        },
+        {"weight_ih_l0": array(8, 3), "weight_hh_l0": array(8, 2), "peephole_l0": array(3, 2)},
+    )  # fmt: skip
+    nodes = [
+        Node("embedding", "words", ("ids",), ("e", "m"), {"mask_zero": True}, {"weight": array(5, 3)}),
+        recurrent,
+        Node("activation", "clamp", ("a",), ("b",), {"activation": ("hard_tanh", 0.0, float("inf"))}),
+        Node("layer_norm", "norm", ("b",), ("c",), {"eps": np.float32(1e-3), "axes": 2}),
+        Node("dense", "été", ("c",), ("y",), {"activation": "softmax"}, {"weight": array(2, 2), "bias": array(2)}),
+    ]
+    return ModelSpec(nodes, [Tensor("ids", (None, None), "int64")], [Tensor("y", None)], False, "words.keras")
+
+
+def assert_same(found: ModelSpec, expected: ModelSpec) -> None:
+    assert (found.inputs, found.outputs) == (expected.inputs, expected.outputs)
+    assert (found.nested_state, found.source) == (expected.nested_state, expected.source)
+    for ours, theirs in zip(found.nodes, expected.nodes, strict=True):
+        assert (ours.op, ours.name, ours.inputs, ours.outputs) == (
+            theirs.op,
+            theirs.name,
+            theirs.inputs,
+            theirs.outputs,
+        )
+        assert ours.attrs == theirs.attrs
+        assert {k: type(v) for k, v in ours.attrs.items() if k != "eps"} == {
+            k: type(v) for k, v in theirs.attrs.items() if k != "eps"
+        }
+        assert list(ours.weights) == list(theirs.weights)
+        for name, array in theirs.weights.items():
+            np.testing.assert_array_equal(ours.weights[name], array, strict=True)
+
+
+def test_round_trip(tmp_path):
+    spec = a_model()
+    save_spec(spec, tmp_path / "m.frnn")
+    assert (tmp_path / "m.frnn").read_bytes() == spec_to_bytes(spec)
+    for found in (load_spec(tmp_path / "m.frnn"), spec_from_bytes(spec_to_bytes(spec))):
+        assert_same(found, spec)
+        assert not found.nodes[0].weights["weight"].flags.writeable
+    assert spec_to_bytes(load_spec(tmp_path / "m.frnn")) == spec_to_bytes(spec)
+    assert type(load_spec(tmp_path / "m.frnn").nodes[3].attrs["eps"]) is float
+
+
+def test_bytes_like_buffers():
+    data = spec_to_bytes(a_model())
+    for buffer in (bytearray(data), memoryview(data), np.frombuffer(data, np.uint8).data):
+        assert_same(spec_from_bytes(buffer), a_model())
+
+
+def test_attributes_of_any_value_come_back():
+    values = st.one_of(st.none(), st.floats(allow_nan=False), st.integers(-(2**63), 2**63))
+
+    @settings(max_examples=50, deadline=None)
+    @given(values, st.tuples(st.text(), values, values))
+    def check(number, activation):
+        node = Node("rnn", "a", ("x",), ("y",), {"clip": number, "activation": activation})
+        node.weights = {"weight_ih_l0": np.ones((1, 1), "f"), "weight_hh_l0": np.ones((1, 1), "f")}
+        spec = ModelSpec([node], [Tensor("x", None)], [Tensor("y", None)])
+        assert spec_from_bytes(spec_to_bytes(spec)).nodes[0].attrs == node.attrs
+
+    check()
+
+
+def test_weights_of_any_layout():
+    spec = a_model()
+    weights = spec.nodes[4].weights
+    weights["weight"] = np.asfortranarray(weights["weight"])
+    weights["bias"] = weights["bias"].astype(">f8")[::-1]
+    found = spec_from_bytes(spec_to_bytes(spec)).nodes[4].weights
+    np.testing.assert_array_equal(found["weight"], weights["weight"])
+    np.testing.assert_array_equal(found["bias"], weights["bias"])
+
+
+def test_the_safetensors_package_opens_it(tmp_path):
+    package = pytest.importorskip("safetensors")
+    save_spec(a_model(), tmp_path / "m.frnn")
+    with package.safe_open(tmp_path / "m.frnn", "np") as file:
+        assert set(file.keys()) == set(load_tensors(tmp_path / "m.frnn"))
+        np.testing.assert_array_equal(file.get_tensor("été.bias"), a_model().nodes[4].weights["bias"])
+        metadata = file.metadata()
+    assert (metadata["format"], metadata["version"]) == ("fastrnn", "1")
+    assert [node["op"] for node in json.loads(metadata["spec"])["nodes"]] == [
+        "embedding", "lstm", "activation", "layer_norm", "dense",
+    ]  # fmt: skip
+
+
+def test_every_damaged_byte_is_found():
+    """A change of any byte is an error, or changes nothing (as in the padding of the header)."""
+    spec = a_model()
+    data = spec_to_bytes(spec)
+    for at in range(len(data)):
+        changed = bytearray(data)
+        changed[at] ^= 0x04
+        try:
+            found = spec_from_bytes(changed)
+        except (FormatError, UnsupportedError):
+            continue
+        assert_same(found, spec)
+
+
+def test_saved_with_the_usual_permissions(tmp_path):
+    save_spec(a_model(), tmp_path / "m.frnn")
+    (tmp_path / "other").write_bytes(b"")
+    assert stat.S_IMODE((tmp_path / "m.frnn").stat().st_mode) == stat.S_IMODE((tmp_path / "other").stat().st_mode)
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "m.frnn"
+    save_spec(a_model(), path)
+    before = path.read_bytes()
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_spec(a_model(), path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["m.frnn"]
+
+
+def test_what_cannot_be_saved():
+    spec = a_model()
+    spec.nodes[0].attrs["mask_zero"] = object()
+    with pytest.raises(UnsupportedError, match=r"words: attribute 'mask_zero' is of type object"):
+        spec_to_bytes(spec)
+    spec = a_model()
+    spec.nodes[0].attrs["unknown"] = 1
+    with pytest.raises(FormatError, match="unknown attribute 'unknown'"):
+        spec_to_bytes(spec)
+
+
+def test_layers_of_a_native_file(tmp_path):
+    save_spec(a_model(), tmp_path / "m.frnn")
+    nodes = load_layer_nodes(tmp_path / "m.frnn", {"encoder": "lstm", "words": None})
+    assert nodes["encoder"].inputs == ("x", "h_0", "c_0")
+    assert nodes["encoder"].attr("cell_clip") == 3.5
+    assert list(nodes) == ["encoder", "words"]
+    with pytest.raises(FormatError, match=r"'decoder'.*its layers.*'encoder'"):
+        load_layer_nodes(tmp_path / "m.frnn", ["decoder"])
+    with pytest.raises(FormatError, match="encoder is lstm, not gru"):
+        load_layer_nodes(tmp_path / "m.frnn", {"encoder": "gru"})
+
+
+def test_options_of_other_formats_are_refused(tmp_path):
+    save_spec(a_model(), tmp_path / "m.frnn")
+    with pytest.raises(UnsupportedError, match=r"read as native, which has no option 'prefix'"):
+        load_spec(tmp_path / "m.frnn", prefix="a.")
