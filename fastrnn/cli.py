@@ -39,15 +39,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     if args.version:
-        from . import __version__
+        from .runtime import version
 
-        print(f"fastrnn {__version__}")
+        print(f"fastrnn {version()}")
         return 0
     if args.command is None:
         parser.print_help()
         return 0
     try:
-        return args.command(args)
+        code = args.command(args)
+        sys.stdout.flush()  # here, so that a closed pipe shows here
+        return code
     except BrokenPipeError:  # the reader, `head` say, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -85,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--prefix", help="take only the keys of a state_dict that start with this")
         command.add_argument("--nonlinearity", help="of a simple RNN in a state_dict: tanh (default) or relu")
         command.add_argument("--config", help="the model's configuration, for .weights.h5")
+        text = "load only what these layers or tensors need, a comma list (default: the outputs of the model)"
+        command.add_argument("--outputs", type=lambda text: text.split(","), metavar="NAME,...", help=text)
         return command
 
     add_file("inspect", inspect, "print layers, shapes, parameters, work and bytes a step")
@@ -96,7 +100,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     text = ".npy or .csv (one output), .npz (all, by name), or a directory (one .npy each)"
     command.add_argument("--output", "-o", required=True, metavar="PATH", help=text)
-    command.add_argument("--outputs", metavar="NAME,...", help="the outputs to write (default: all)")
     command.add_argument("--lengths", help="real steps of each row: 5,3,8 or a .npy or .csv file")
     command.add_argument("--threads", type=_positive, help="number of threads")
     command.add_argument("--batch-size", type=_positive, default=CHUNK, help=f"rows at a time (default {CHUNK})")
@@ -133,7 +136,7 @@ def _numbers(text: str) -> list[int]:
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     """The loader's options that were given."""
-    given = {name: getattr(args, name) for name in ("prefix", "nonlinearity", "config")}
+    given = {name: getattr(args, name) for name in ("prefix", "nonlinearity", "config", "outputs")}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -204,7 +207,7 @@ def run_files(args: argparse.Namespace) -> int:
 
 def verify(args: argparse.Namespace) -> int:
     """Compare a model with the reference or a recording; 1 where they differ."""
-    from . import load
+    from .model import load
     from .verify import verify as compare
 
     model = load(args.file, **_options(args))
@@ -226,8 +229,9 @@ def bench(args: argparse.Namespace) -> int:
     """Time a model on random inputs of several shapes, turn by turn, so that a slow moment hits all of them."""
     import numpy as np
 
-    from . import info, load
     from .inspect import describe, table, total
+    from .model import load
+    from .runtime import info
     from .verify import random_inputs
 
     models = {n: load(args.file, threads=n, **_options(args)) for n in args.threads}

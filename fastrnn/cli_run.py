@@ -15,6 +15,7 @@ import numpy as np
 from .array_files import SUFFIXES, read, write, write_whole
 from .errors import FormatError, ShapeError, UnsupportedError
 from .inspect import batch_axis, input_shape, optional_inputs
+from .loaders import find_format
 from .model import Model, load
 from .spec import GATES, ModelSpec, Tensor
 
@@ -24,8 +25,9 @@ Arrays = dict[str, np.ndarray]
 def run(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
     """Do what the command line asks; returns shapes of the outputs by name, files written and seconds of running."""
     target = Path(args.output)
+    wanted = None if "outputs" in find_format(args.file).options else options.pop("outputs", None)
     model = load(args.file, threads=args.threads, **options)
-    names = _wanted(model, args.outputs)
+    names = _wanted(model, wanted)
     files = _output_files(target, names, is_folder=args.output.endswith("/"))
     existing = [str(path) for path in files if path.exists()]
     if existing and not args.force:
@@ -51,13 +53,12 @@ def run(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
     return {"outputs": shapes, "files": [str(path) for path in files], "seconds": seconds}
 
 
-def _wanted(model: Model, given: str | None) -> list[str]:
-    """The outputs to write: all, or those of a comma list."""
+def _wanted(model: Model, given: list[str] | None) -> list[str]:
+    """The outputs to write: all of the model, or the given ones where the format does not choose while loading."""
     names = [tensor.name for tensor in model.outputs]
-    wanted = names if given is None else given.split(",")
-    if unknown := sorted(set(wanted) - set(names)):
+    if unknown := sorted(set(given or ()) - set(names)):
         raise ShapeError(f"--outputs names {unknown}; the model has {names}")
-    return wanted
+    return given or names
 
 
 def _output_files(target: Path, names: list[str], is_folder: bool) -> list[Path]:

@@ -9,15 +9,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from .errors import UnsupportedError
+
 PACKAGES = ("numpy", "scipy", "h5py", "onnx", "torch", "keras", "onnxruntime", "openvino")
 OPENMP_LIBRARIES = ("libgomp", "libiomp", "libomp")
 
 
 def diagnose() -> dict[str, Any]:
     """Gather facts; ``problems`` lists in words what deserves attention."""
-    from . import info
-    from .errors import UnsupportedError
-    from .runtime import choose_backend
+    from .runtime import choose_backend, info
 
     facts = info()
     runtimes = openmp_runtimes()

@@ -181,6 +181,10 @@ def _output_shapes(node: Node, x: Shape) -> list[Shape]:
         return [None if x is None else (*x, node.weights["weight"].shape[1]), x]
     if node.op == "masking":
         return [x, x and x[:-1]]
+    if node.op == "stack":
+        return [None if x is None else (len(node.inputs), *x)]
+    if node.op == "unstack":
+        return [x and x[1:]] * len(node.outputs)
     return [x]
 
 

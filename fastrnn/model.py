@@ -243,13 +243,17 @@ def load(
     return Model(loaders.load_spec(path, **options), backend=backend, threads=threads)
 
 
-def load_layers(path: str | os.PathLike[str], names: Any, *, backend: str | None = None) -> dict[str, Layer]:
+def load_layers(
+    path: str | os.PathLike[str], names: Any, *, backend: str | None = None, **options: Any
+) -> dict[str, Layer]:
     """Single layers of a file by name, wherever they stand in it.
 
     Parameters
     ----------
     names : list of str, or mapping of prefix to class
         ``["lstm_1"]``, or ``{"encoder.rnn": fastrnn.LSTM}`` where the tensors alone do not tell the kind.
+    **options
+        Of the format: ``config=`` (Keras weights files).
 
     Returns
     -------
@@ -257,7 +261,7 @@ def load_layers(path: str | os.PathLike[str], names: Any, *, backend: str | None
     """
     from . import loaders
 
-    return {name: build_layer(node, backend) for name, node in loaders.load_layer_nodes(path, names).items()}
+    return {name: build_layer(node, backend) for name, node in loaders.load_layer_nodes(path, names, **options).items()}
 
 
 def from_torch(module: Any, *, backend: str | None = None, threads: int | None = None, dtype: str = "float32", **options: Any) -> Layer | Model:

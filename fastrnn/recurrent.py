@@ -6,6 +6,7 @@ Here are names, shapes, states, lengths and masks; the mathematics is in :mod:`f
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +19,11 @@ from .spec import CELL_ACTIVATIONS, GATES, OPS, Node, activation, weight_suffixe
 
 State = Any  # h, or (h, c)
 _WEIGHT_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "peephole")
+_CHOICES = {
+    "direction": ("forward", "reverse", "bidirectional"),
+    "merge": tuple(_core.MERGES),
+    "update_gate": ("keep", "take"),
+}
 
 
 def _named(values: dict[str, Any], suffixes: list[str]) -> dict[str, Any]:
@@ -51,7 +57,7 @@ class Recurrent(Layer):
 
     def _problems(self) -> Sequence[str]:
         node, w = self.node, self.node.weights
-        problems: list[str] = []
+        problems = list(self._attr_problems())
         directions = 2 if node.attr("direction") == "bidirectional" else 1
         hh = w.get("weight_hh_l0")
         if hh is None or hh.ndim != 2 or hh.shape[0] % self.gates or not hh.shape[0]:
@@ -77,6 +83,16 @@ class Recurrent(Layer):
             if ("weight_hr" + suffix in w) != ("weight_hr_l0" in w):
                 problems.append(f"weight_hr{suffix} must be given for all layers and directions, or for none")
         return problems
+
+    def _attr_problems(self) -> Iterable[str]:
+        attrs = {key: self.node.attr(key) for key in OPS[self.op].attrs}
+        for key, known in _CHOICES.items():
+            if key in attrs and attrs[key] not in known:
+                yield f"{key} must be one of {', '.join(known)}, got {attrs[key]!r}"
+        for key in ("clip", "cell_clip", "proj_clip"):
+            bound = attrs.get(key)
+            if bound is not None and not (isinstance(bound, Real) and bound > 0):
+                yield f"{key} must be a positive number or None, got {bound!r}"
 
     def _activations(self) -> tuple[Any, Any, Any]:
         """Of the gates, of the candidate, and of the cell's output."""
@@ -122,7 +138,9 @@ class Recurrent(Layer):
             backend=self._used_backend,
         )
         self._last_only = not node.attr("return_sequences")
-        self._reverse_output = bool(node.attr("reverse_output"))
+        if node.attr("reverse_output") and self.bidirectional:
+            raise UnsupportedError(f"{self.name!r}: reverse_output orders the steps of one direction; flip a half of y after the call")
+        self._reverse_output = bool(node.attr("reverse_output")) and node.attr("direction") == "reverse"
         self._zero_masked = bool(node.attr("zero_output_for_mask"))
 
     def last(self) -> Recurrent:
@@ -181,6 +199,8 @@ class Recurrent(Layer):
         unbatched = x.ndim == 2
         if unbatched:
             x = x[None] if self.batch_first else x[:, None]
+            mask = as_array(mask)[None] if mask is not None and np.ndim(mask) == 1 else mask
+            lengths = [lengths] if lengths is not None and np.ndim(lengths) == 0 else lengths
         if x.ndim != 3 or x.shape[2] != self.input_size:
             raise ShapeError(self._x_message(x, unbatched))
         batch, seq_len = x.shape[:2] if self.batch_first else (x.shape[1], x.shape[0])
@@ -199,9 +219,14 @@ class Recurrent(Layer):
             times, padding = None, "zero"
         else:
             lengths, times, padding = self._take_lengths(lengths, mask, batch, seq_len)
+        ragged_reverse = self._reverse_output and lengths is not None and times is None
+        flips = self._reverse_output and not ragged_reverse
         self._handle.forward(
-            x, self.batch_first, h_0, c_0, y, h_n, c_n, lengths, times, padding, self._reverse_output, self.threads or runtime.get_num_threads()
+            x, self.batch_first, h_0, c_0, y, h_n, c_n, lengths, times, padding, flips, self.threads or runtime.get_num_threads()
         )
+        if ragged_reverse and y is not None:
+            for row, length in zip(y if self.batch_first else y.swapaxes(0, 1), lengths):
+                row[:length] = row[:length][::-1]
         if last:
             y = self._last_output(h_n, y_last, lengths if times is not None else None, mask)
         if unbatched:
@@ -287,8 +312,8 @@ class Recurrent(Layer):
         if lengths is not None:
             raise ShapeError("lengths and mask together are ambiguous; give one of them")
         mask = as_array(mask)
-        if mask.shape != (batch, seq_len):
-            raise ShapeError(f"mask must be (batch, seq_len) = {(batch, seq_len)}, got {mask.shape}")
+        if mask.shape != (batch, seq_len) or mask.dtype.kind not in "biuf":
+            raise ShapeError(f"mask must be (batch, seq_len) = {(batch, seq_len)} of bool, got {mask.dtype} of shape {mask.shape}")
         mask = mask.astype(bool)
         times = np.argsort(~mask, axis=1, kind="stable")  # steps to run first, each part in the order of time
         return mask.sum(1, dtype=np.int64), times, "zero" if self._zero_masked else "repeat"
@@ -310,12 +335,12 @@ class Recurrent(Layer):
                 final = np.where((steps > 0)[:, None], final, np.float32(0))
                 if self._zero_masked:
                     reverse = k == 1 or self.node.attr("direction") == "reverse"
-                    at_end = as_array(mask).astype(bool)[:, 0 if reverse else -1]
+                    at_end = as_array(mask).astype(bool)[:, slice(1) if reverse else slice(-1, None)].any(1)
                     final = np.where(at_end[:, None], final, np.float32(0))
                 finals[k] = final
         merge = self.node.attr("merge")
         if len(finals) == 1 or merge == "concat":
-            result = np.concatenate(finals, -1) if len(finals) > 1 or y is None else finals[0]
+            result = np.concatenate(finals, -1)  # a copy: y never shares memory with h_n
         elif merge == "mul":
             result = finals[0] * finals[1]
         else:

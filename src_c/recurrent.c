@@ -34,7 +34,7 @@ frnn_step_args frnn_step_begin(const frnn_direction *direction, const frnn_panel
     const frnn_range share = frnn_share(frnn_panel_count(hidden), step->member, step->members);
     frnn_step_args args = {.cell = &direction->cell, .hidden = hidden, .input = input, .v = v, .v_stride = v_stride, .h = step->h,
                            .c = step->c, .out = out, .z = step->z, .stride = step->stride, .rows = step->rows,
-                           .panel_begin = share.begin, .panel_end = share.end};
+                           .panel_begin = share.begin, .panel_end = share.end, .backwards = step->backwards};
     if (step->recurrent) {
         frnn_product_args product = {.panels = hidden, .a = v, .a_stride = v_stride, .rows = step->rows, .panel_end = frnn_panel_count(hidden),
                                      .out = {step->recurrent, input.panel_stride, input.row_stride}};

@@ -29,6 +29,7 @@ typedef struct frnn_step {
     float *work; /* LSTM: h before its projection; reset-before GRU: r * h */
     float *z;    /* reset-before GRU */
     size_t h_stride, stride;
+    bool backwards; /* every second step, to begin with the weights that are still in the cache */
     size_t member, members;
     frnn_barrier *barrier;
 } frnn_step;

@@ -25,8 +25,8 @@ enum { BACKENDS = sizeof backends / sizeof *backends };
 
 static const frnn_team_backend_ops *_Atomic selected;
 static atomic_flag taken = ATOMIC_FLAG_INIT;
-static atomic_bool crowded; /* more members than cores */
-static pthread_once_t once = PTHREAD_ONCE_INIT;
+static const frnn_team_backend_ops *in_use; /* by who took the team: a choice made during a call is for the next one */
+static atomic_bool crowded;                 /* more members than cores */
 
 static const frnn_team_backend_ops *backend(void)
 {
@@ -41,7 +41,8 @@ static void after_fork_in_child(void)
     atomic_flag_clear(&taken);
 }
 
-static void register_fork_handler(void) { pthread_atfork(NULL, NULL, after_fork_in_child); }
+/* When loaded, not at the first use: OpenMP's threads may be another library's, and a fork may come before our first call. */
+static __attribute__((constructor)) void register_fork_handler(void) { pthread_atfork(NULL, NULL, after_fork_in_child); }
 
 size_t frnn_team_backend_count(void) { return BACKENDS; }
 
@@ -70,8 +71,8 @@ size_t frnn_team_take(size_t wanted)
 {
     if (wanted > FRNN_MAX_MEMBERS) wanted = FRNN_MAX_MEMBERS;
     if (wanted < 2 || atomic_flag_test_and_set(&taken)) return 1;
-    pthread_once(&once, register_fork_handler);
-    size_t members = backend()->prepare(wanted);
+    in_use = backend();
+    size_t members = in_use->prepare(wanted);
     atomic_store(&crowded, members > cores());
     if (members < 2) atomic_flag_clear(&taken);
     return members;
@@ -82,7 +83,7 @@ void frnn_team_run(size_t members, frnn_task task, void *arg)
     if (members < 2)
         task(arg, 0);
     else
-        backend()->run(members, task, arg);
+        in_use->run(members, task, arg);
 }
 
 void frnn_team_release(size_t members)

@@ -29,7 +29,7 @@ static void *run_region(void *packed)
 /* Only where the region is certain to get all its threads: they meet at barriers. */
 static size_t prepare(size_t wanted)
 {
-    if (omp_in_parallel() || omp_get_dynamic() || wanted > (size_t)omp_get_thread_limit()) return 1;
+    if (omp_in_parallel() || omp_get_dynamic() || omp_get_max_active_levels() < 1 || wanted > (size_t)omp_get_thread_limit()) return 1;
     return wanted;
 }
 

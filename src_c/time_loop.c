@@ -304,6 +304,7 @@ static void run_layer_chunk(const pass *p, size_t link, size_t begin, size_t end
         step.rows = running(g, at);
         step.h = s->h[at % 2];
         step.h_next = s->h[(at + 1) % 2];
+        step.backwards = at % 2;
         if (step.rows < before) finish_rows(p, link, step.h, step.rows, before);
         before = step.rows;
         job->net->ops->step(layer, &step);

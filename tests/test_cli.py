@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import fastrnn
 from fastrnn import array_files, cli, cli_run, doctor
 from fastrnn.errors import FormatError
 
+MODELS = Path(os.environ.get("FASTRNN_MODELS", Path(__file__).parents[2] / "shared" / "models"))
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -94,6 +96,12 @@ def test_inspect(model, capsys):
     assert (dense["kind"], dense["macs"], dense["weight_bytes"]) == ("dense", 32, 128)
     assert found["total"] == {"parameters": 312 + 32, "macs": 264 + 32, "weight_bytes": 4 * 344}
     assert dense["output_shape"] == [None, None, 4]
+
+
+def test_a_reader_may_stop_early(model):
+    command = f"{sys.executable} -m fastrnn inspect net.frnn --json | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert done.stderr == ""
 
 
 # run
@@ -290,6 +298,16 @@ def test_verify_against_a_recording(model, rng, capsys):
     np.savez("wrong.npz", **{"x": x, name: np.full((2, 3, 4), np.nan, np.float32)})
     assert cli.main(["verify", "net.frnn", "--against", "wrong.npz", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["max_abs"] == "inf"  # JSON itself has no infinity
+
+
+def test_verify_a_real_model(capsys):
+    path = MODELS / "stock_lstm" / "AAPL" / "model.keras"
+    if not path.exists():
+        pytest.skip(f"no {path}; set FASTRNN_MODELS to the folder of trained models")
+    pytest.importorskip("h5py")
+    assert cli.main(["verify", str(path), "--seq-len", "60", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["op"] for row in found["layers"]] == ["lstm", "lstm", "dense", "dense"]
 
 
 # bench

@@ -7,6 +7,7 @@ import tracemalloc
 from pathlib import Path
 
 import fuzz_loaders
+import hostile_torch
 import make_hostile
 import pytest
 
@@ -72,7 +73,7 @@ def test_other_entrances(name, tmp_path):
 def test_good_files_are_read(tmp_path):
     """The files that the attacks change are fine themselves."""
     for name, data in (
-        ("a.pt", make_hostile.GOOD_PT),
+        ("a.pt", hostile_torch.GOOD_PT),
         ("a.safetensors", make_hostile.one()),
         ("a.frnn", make_hostile.frnn()),
     ):

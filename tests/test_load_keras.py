@@ -109,7 +109,12 @@ CELLS = {
 @pytest.mark.parametrize("cell", CELLS)
 def test_layer(keras, layers, cell, go_backwards, return_sequences, return_state, masked):
     name, options = CELLS[cell]
-    options = {**options, "go_backwards": go_backwards, "return_sequences": return_sequences, "return_state": return_state}
+    options = {
+        **options,
+        "go_backwards": go_backwards,
+        "return_sequences": return_sequences,
+        "return_state": return_state,
+    }
     model = recurrent_model(keras, getattr(layers, name)(4, name="layer", **options), masked=masked)
     check(model, masked_sequences() if masked else sequences())
 
@@ -202,7 +207,10 @@ def test_activation_layers(keras, layers):
 def test_cell_activations(keras, layers):
     x = keras.Input((STEPS, FEATURES))
     names = ["linear", "leaky_relu", "elu", "softsign", "softplus", "hard_sigmoid"]
-    check(keras.Model(x, [layers.GRU(3, activation=name, recurrent_activation="softsign")(x) for name in names]), sequences())
+    check(
+        keras.Model(x, [layers.GRU(3, activation=name, recurrent_activation="softsign")(x) for name in names]),
+        sequences(),
+    )
 
 
 def test_masks_travel_through_the_graph(keras, layers):
@@ -257,7 +265,9 @@ def test_training_only_layers_pass_the_tensor_on(keras, layers):
 def test_outputs_that_are_the_same_tensor(keras, layers):
     x = keras.Input((FEATURES,), name="x")
     y = layers.Dense(2, name="y")(x)
-    spec = check(keras.Model(x, [y, layers.Dropout(0.5, name="z")(y), layers.Dropout(0.5, name="w")(x)]), sequences(4, 3))
+    spec = check(
+        keras.Model(x, [y, layers.Dropout(0.5, name="z")(y), layers.Dropout(0.5, name="w")(x)]), sequences(4, 3)
+    )
     assert [tensor.name for tensor in spec.outputs] == ["y", "z", "w"]
 
 
@@ -285,7 +295,11 @@ def nested_model(keras, layers):
 
 
 def test_nested_models(keras, layers):
-    assert [t.name for t in check(nested_model(keras, layers), masked_sequences()).outputs] == ["pair", "last", "inner@1"]
+    assert [t.name for t in check(nested_model(keras, layers), masked_sequences()).outputs] == [
+        "pair",
+        "last",
+        "inner@1",
+    ]
 
 
 def test_live_layers(keras, layers):
@@ -297,7 +311,8 @@ def test_live_layers(keras, layers):
         expected = [array.detach().numpy() for array in layer(sequences())]
         spec = from_object(layer)
         (node,) = spec.nodes
-        assert spec.nested_state and spec.inputs[0].shape == (None, None, FEATURES)
+        assert spec.nested_state
+        assert spec.inputs[0].shape == (None, None, FEATURES)
         result = reference.run(spec, {"x": sequences()})
         for key, theirs in zip(node.outputs, expected, strict=True):
             np.testing.assert_allclose(result[key].reshape(theirs.shape), theirs, rtol=0, atol=ATOL)
@@ -305,7 +320,9 @@ def test_live_layers(keras, layers):
     dense.build((None, FEATURES))
     spec = from_object(dense)
     assert not spec.nested_state
-    np.testing.assert_allclose(run(spec, sequences(4, 3))[0], dense(sequences(4, 3)).detach().numpy(), rtol=0, atol=ATOL)
+    np.testing.assert_allclose(
+        run(spec, sequences(4, 3))[0], dense(sequences(4, 3)).detach().numpy(), rtol=0, atol=ATOL
+    )
 
 
 def renamed_layers(keras, layers):
@@ -313,7 +330,9 @@ def renamed_layers(keras, layers):
     x = keras.Input((None, FEATURES), name="x")
     y = layers.Masking(name="lstm_7")(x)
     y = layers.LSTM(4, return_sequences=True, dropout=0.2, name="zz")(y)
-    y = layers.Bidirectional(layers.GRU(3, return_sequences=True, name="inside"), name="aa")(layers.Dropout(0.1, name="b")(y))
+    y = layers.Bidirectional(layers.GRU(3, return_sequences=True, name="inside"), name="aa")(
+        layers.Dropout(0.1, name="b")(y)
+    )
     y = layers.BatchNormalization(name="gru")(y)
     y = layers.TimeDistributed(layers.Dense(3, name="lstm"), name="dense_3")(y)
     y = layers.RNN(layers.LSTMCell(3), return_sequences=True, name="dense")(y)
@@ -353,7 +372,9 @@ def test_three_containers_and_the_live_model_are_one_spec(keras, layers, tmp_pat
     integers = make is sequential_model
     x = np.array([[1, 2, 0, 0], [3, 8, 1, 2]]) if integers else masked_sequences()
     model.compile("adam", "mse")
-    targets = [np.zeros(array.shape) for array in (lambda y: y if isinstance(y, list) else [y])(model.predict(x, verbose=0))]
+    targets = [
+        np.zeros(array.shape) for array in (lambda y: y if isinstance(y, list) else [y])(model.predict(x, verbose=0))
+    ]
     model.fit(x, targets if len(targets) > 1 else targets[0], verbose=0)  # the optimizer has a state to leave out
     spec = check(model, x)
     for name in ("m.keras", "m.h5"):
@@ -419,7 +440,16 @@ def test_all_that_is_unsupported_is_named_at_once(keras, layers):
     y = layers.Dropout(0.5, name="random")(y, training=True)
     with pytest.raises(UnsupportedError) as error:
         from_object(keras.Model(x, keras.ops.mean(layers.PReLU(name="slopes")(y), axis=1)))
-    for part in ("Conv1D 'conv'", "Bidirectional 'two'", "'odd'", "Add 'sum'", "'random'", "PReLU 'slopes'", "Mean", "outputs="):
+    for part in (
+        "Conv1D 'conv'",
+        "Bidirectional 'two'",
+        "'odd'",
+        "Add 'sum'",
+        "'random'",
+        "PReLU 'slopes'",
+        "Mean",
+        "outputs=",
+    ):
         assert part in str(error.value)
 
 
@@ -495,9 +525,11 @@ def lstm_weights(units: int = 4, prefix: str = "lstm/lstm/lstm_cell", suffix: st
     return {f"{prefix}/{key}{suffix}": rng.normal(size=shape).astype(np.float32) for key, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("version,slope", [("2.2.4-tf", 0.2), ("2.1.5", 0.2), ("2.15.0", 0.2), ("3.0.0", 1 / 6)])
+@pytest.mark.parametrize(("version", "slope"), [("2.2.4-tf", 0.2), ("2.1.5", 0.2), ("2.15.0", 0.2), ("3.0.0", 1 / 6)])
 def test_hard_sigmoid_follows_the_version(tmp_path, version, slope):
-    layer = keras2_layer("LSTM", "lstm", units=4, recurrent_activation="hard_sigmoid", batch_input_shape=[None, None, 3])
+    layer = keras2_layer(
+        "LSTM", "lstm", units=4, recurrent_activation="hard_sigmoid", batch_input_shape=[None, None, 3]
+    )
     config = {"class_name": "Sequential", "config": {"layers": [layer]}}
     spec = load_spec(keras2_file(tmp_path / "m.h5", config, lstm_weights(), version))
     assert spec.nodes[0].attr("gate_activation") == ("hard_sigmoid", slope, 0.5)
@@ -506,7 +538,7 @@ def test_hard_sigmoid_follows_the_version(tmp_path, version, slope):
 
 def test_keras_1_is_refused(tmp_path):
     config = {"class_name": "Sequential", "config": [keras2_layer("LSTM", "lstm", output_dim=4)]}
-    with pytest.raises(UnsupportedError, match="Keras 1.2.2"):
+    with pytest.raises(UnsupportedError, match=r"Keras 1\.2\.2"):
         load_spec(keras2_file(tmp_path / "m.h5", config, lstm_weights(), "1.2.2"))
 
 
@@ -545,7 +577,9 @@ def test_keras_2_initial_state_as_keyword(tmp_path):
         keras2_layer("InputLayer", "c", batch_input_shape=[None, 4]),
         keras2_layer("LSTM", "lstm", ["x", 0, 0, {"initial_state": [["h", 0, 0], ["c", 0, 0]]}], units=4),
     ]
-    spec = load_spec(keras2_file(tmp_path / "m.h5", keras2_functional(layers, ["x", "h", "c"], ["lstm"]), lstm_weights()))
+    spec = load_spec(
+        keras2_file(tmp_path / "m.h5", keras2_functional(layers, ["x", "h", "c"], ["lstm"]), lstm_weights())
+    )
     assert spec.nodes[-1].inputs == ("x", "lstm/h_0", "lstm/c_0")
 
 
@@ -559,7 +593,7 @@ def test_gru_without_reset_after_resets_before(tmp_path):
         load_spec(keras2_file(tmp_path / "n.h5", config, weights | {"gru/gru/bias:0": np.zeros((2, 6))}))
 
 
-@pytest.mark.parametrize("version,zero", [("2.2.4", False), ("2.2.4-tf", True), ("2.9.0", True)])
+@pytest.mark.parametrize(("version", "zero"), [("2.2.4", False), ("2.2.4-tf", True), ("2.9.0", True)])
 def test_masked_bidirectional_before_tensorflow(tmp_path, version, zero):
     inner = {"class_name": "LSTM", "config": {"name": "lstm", "units": 4, "return_sequences": True}}
     layer = keras2_layer("Bidirectional", "both", merge_mode="concat", layer=inner)
@@ -583,7 +617,9 @@ def test_cudnn_layout(tmp_path, as_class):
     kernel, recurrent_kernel = rng.normal(size=(3, gates * 4)), rng.normal(size=(4, gates * 4))
     bias = rng.normal(size=(2, gates * 4))
     plain = {"kernel": kernel, "recurrent_kernel": recurrent_kernel, "bias": bias if gates == 3 else bias.sum(0)}
-    cudnn = dict(zip(("kernel", "recurrent_kernel"), to_cudnn(kernel, recurrent_kernel, gates), strict=True), bias=bias.ravel())
+    cudnn = dict(
+        zip(("kernel", "recurrent_kernel"), to_cudnn(kernel, recurrent_kernel, gates), strict=True), bias=bias.ravel()
+    )
     options = {"units": 4} | ({"reset_after": True} if as_class == "GRU" else {})
     specs = []
     for class_name, weights in ((as_class, cudnn), (as_class.removeprefix("CuDNN"), plain)):
@@ -629,7 +665,7 @@ def test_seed_generators_are_left_out(tmp_path):
 def test_left_over_weights_are_named(tmp_path):
     config = {"class_name": "Sequential", "config": {"layers": [keras2_layer("LSTM", "lstm", units=4)]}}
     weights = lstm_weights() | {"other/other/kernel:0": np.ones((2, 2)), "lstm/lstm/extra:0": np.ones(2)}
-    with pytest.raises(FormatError, match="2 weight.*lstm/lstm/extra:0'.*other/other/kernel:0'"):
+    with pytest.raises(FormatError, match=r"2 weight.*lstm/lstm/extra:0'.*other/other/kernel:0'"):
         load_spec(keras2_file(tmp_path / "m.h5", config, weights))
 
 
@@ -647,7 +683,8 @@ def test_fdeep_recurrent(tmp_path):
         load_spec(folder / "recurrent.keras")
     specs = [load_spec(folder / name, outputs=supported) for name in ("recurrent.keras", "recurrent.h5")]
     specs.append(load_spec(folder / "recurrent.weights.h5", config=folder / "recurrent.keras", outputs=supported))
-    assert same_spec(specs[0], specs[1]) and same_spec(specs[0], specs[2])
+    assert same_spec(specs[0], specs[1])
+    assert same_spec(specs[0], specs[2])
     assert [tensor.name for tensor in specs[0].inputs] == ["input_layer"]
     assert len(specs[0].outputs) == 26
     for tensor, output in zip(specs[0].outputs, run(specs[0], recorded["in0"]), strict=True):
@@ -701,8 +738,11 @@ def test_load_layers_by_name(keras, layers, tmp_path):
     randomize(model)
     model.save(tmp_path / "m.keras")
     specs = load_layers(tmp_path / "m.keras", ["zz", "lstm_1"])
-    assert list(specs) == ["zz", "lstm_1"] and specs["lstm_1"].nodes[0].attr("merge") == "sum"
-    np.testing.assert_array_equal(specs["zz"].nodes[0].weights["weight_ih_l0"].T, model.get_layer("zz").get_weights()[0])
+    assert list(specs) == ["zz", "lstm_1"]
+    assert specs["lstm_1"].nodes[0].attr("merge") == "sum"
+    np.testing.assert_array_equal(
+        specs["zz"].nodes[0].weights["weight_ih_l0"].T, model.get_layer("zz").get_weights()[0]
+    )
     by_path = load_layers(tmp_path / "m.keras", {"layers/lstm": "LSTM"})["layers/lstm"]
     assert by_path.nodes[0].weights.keys() == specs["zz"].nodes[0].weights.keys()
     with pytest.raises(FormatError, match="'nowhere'"):

@@ -3,15 +3,21 @@
 import json
 import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
+import hostile_torch
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fastrnn.errors
 from fastrnn.errors import FormatError, UnsupportedError
 from fastrnn.loaders import load_layer_nodes, load_spec, load_tensors
 from fastrnn.loaders.native import save_spec, spec_from_bytes, spec_to_bytes
+from fastrnn.loaders.safetensors import save_tensors
 from fastrnn.spec import ModelSpec, Node, Tensor
 
 
@@ -168,6 +174,26 @@ def test_layers_of_a_native_file(tmp_path):
         load_layer_nodes(tmp_path / "m.frnn", ["decoder"])
     with pytest.raises(FormatError, match="encoder is lstm, not gru"):
         load_layer_nodes(tmp_path / "m.frnn", {"encoder": "gru"})
+
+
+def test_reading_needs_only_numpy(tmp_path):
+    """None of the packages that write these formats is imported, not even if it is there."""
+    save_spec(a_model(), tmp_path / "m.frnn")
+    (tmp_path / "m.pt").write_bytes(hostile_torch.GOOD_PT)
+    save_tensors({"weight_ih_l0": np.ones((3, 2)), "weight_hh_l0": np.ones((3, 1))}, tmp_path / "m.safetensors")
+    script = """if True:
+        import sys, numpy as np
+        from fastrnn.loaders import load_spec
+        from fastrnn.loaders.torch import from_object
+        for suffix in ("frnn", "pt", "safetensors"):
+            load_spec(f"m.{suffix}")
+        from_object({"weight_ih_l0": np.ones((4, 2)), "weight_hh_l0": np.ones((4, 1))})
+        found = {"torch", "safetensors", "h5py", "keras", "onnx"} & set(sys.modules)
+        assert not found, found
+    """
+    paths = [str(Path(fastrnn.errors.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
 
 
 def test_options_of_other_formats_are_refused(tmp_path):

@@ -14,10 +14,10 @@ from fastrnn.loaders.safetensors import chunks, save_tensors
 
 MODELS = Path(os.environ.get("FASTRNN_MODELS", Path(__file__).parents[2] / "shared" / "models"))
 
-ARRAYS = {
-    dtype: np.arange(24).reshape(4, 6).astype(dtype)
-    for dtype in ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool")
-} | {
+DTYPES = [
+    "float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",
+]  # fmt: skip
+ARRAYS = {dtype: np.arange(24).reshape(4, 6).astype(dtype) for dtype in DTYPES} | {
     "scalar": np.array(2.5, np.float32),
     "empty": np.zeros((0, 3), np.float32),
     "gates.é": np.array([np.nan, np.inf, -0.0, 1e-45], np.float32),

@@ -27,8 +27,9 @@ class Format:
     """A row of the registry.
 
     ``sniff`` looks at the mapped file; contents count for more than the suffix.  ``options`` are the keywords of the
-    module's ``load_spec``.  A format with ``has_graph`` describes its layers; the others only name tensors, and their
-    modules have ``open_tensors(path) -> TensorFile``.
+    module's ``load_spec``.  A format with ``has_graph`` describes its layers, and its module may have
+    ``load_layers(path, names, **layer_options) -> dict of ModelSpec`` for those of a model that cannot be loaded as a
+    whole; the others only name tensors, and their modules have ``open_tensors(path) -> TensorFile``.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Format:
     module: str
     options: tuple[str, ...] = ()
     has_graph: bool = False
+    layer_options: tuple[str, ...] = ()
 
 
 def _member_names(file: memoryview) -> Iterable[str]:
@@ -76,7 +78,7 @@ FORMATS = (
     Format("native", (".frnn",), _is_native, "native", has_graph=True),
     Format("safetensors", (".safetensors",), _is_safetensors, "safetensors", ("prefix", "nonlinearity")),
     Format("torch", (".pt", ".pth"), _is_torch, "torch", ("prefix", "nonlinearity")),
-    Format("keras", (".keras", ".h5", ".hdf5"), _is_keras, "keras", ("config",), has_graph=True),
+    Format("keras", (".keras", ".h5", ".hdf5"), _is_keras, "keras", ("config", "outputs"), True, ("config",)),
 )
 
 _NOT_YET = {".onnx": "ONNX", ".ort": "ONNX Runtime"}
@@ -121,7 +123,7 @@ def load_spec(path: str | os.PathLike[str], **options: Any) -> ModelSpec:
     path : path
         A ``.frnn``, ``.keras``, ``.h5``, ``.pt``, ``.pth`` or ``.safetensors`` file.
     **options
-        ``prefix`` and ``nonlinearity`` for state_dicts (.pt, .pth, .safetensors), ``config`` for Keras weights.
+        ``prefix`` and ``nonlinearity`` for state_dicts (.pt, .pth, .safetensors), ``config`` and ``outputs`` for Keras.
 
     Raises
     ------
@@ -129,7 +131,7 @@ def load_spec(path: str | os.PathLike[str], **options: Any) -> ModelSpec:
         The file cannot be read; the message starts with its name and says why, and what to do.
     """
     row = find_format(path)
-    _check_options(path, row, options)
+    _check_options(path, row, options, row.options)
     with _Named(path):
         return _module(row).load_spec(path, **options)
 
@@ -153,58 +155,77 @@ def load_layer_nodes(
     names : list of str, or mapping of str to kind
         Prefixes of tensors ("encoder.lstm"), below the top or below a nested dictionary of a checkpoint; for formats
         that describe their layers, names of layers.  A kind is a key of ``spec.OPS`` or a class with such an attribute
-        ``op``; with a list it follows from the shapes of the tensors where these leave no doubt.
+        ``op``; with a list it follows from the shapes of the tensors where these leave no doubt.  For Keras weights
+        without a configuration it is the name of a Keras class, see ``loaders.keras.load_layers``.
     **options
-        As in ``load_spec``, for formats that describe their layers.
+        ``config`` for Keras weights.
 
     Returns
     -------
     dict
         A node for each name, wired to stand alone: from x (and h_0, c_0) to y (and h_n, c_n).
     """
-    from .state_dict import layer_nodes, wiring
+    from .state_dict import layer_nodes
 
-    kinds = _kinds(names)
+    if isinstance(names, str):
+        raise UnsupportedError(f"names is the text {names!r}, expected a list of names or a mapping; write [{names!r}]")
     row = find_format(path)
+    _check_options(path, row, options, row.layer_options)
+    module = _module(row)
+    given = names if isinstance(names, Mapping) else dict.fromkeys(names)
+    kinds = {name: getattr(kind, "op", kind) for name, kind in given.items()}
+    unknown = [f"{name}: {kind}"[:80] for name, kind in kinds.items() if kind not in (None, *_LOADABLE)]
     with _Named(path):
+        if unknown and row.has_graph and hasattr(module, "load_layers"):
+            return _alone(module.load_layers(path, given, **options))  # kinds of its own
+        if unknown:
+            raise UnsupportedError(
+                f"not kinds of layers with weights: {name_list(unknown)}; known: {', '.join(_LOADABLE)}"
+            )
         if not row.has_graph:
-            _check_options(path, row, options, allowed=())
-            file = _module(row).open_tensors(path)
+            file = module.open_tensors(path)
             return layer_nodes(file, file.roots, kinds)
-        _check_options(path, row, options)
-        nodes = {node.name: node for node in _module(row).load_spec(path, **options).nodes}
-        absent = [name for name in kinds if name not in nodes]
-        if absent:
-            raise FormatError(f"no layers called {name_list(absent)} in the file; its layers: {name_list(nodes)}")
-        found = {name: nodes[name].op for name in kinds}
+        nodes = _graph_nodes(module, path, list(kinds), options)
         wrong = [
-            f"{name} is {found[name]}, not {kind}" for name, kind in kinds.items() if kind not in (None, found[name])
+            f"{name} is {nodes[name].op}, not {op}" for name, op in kinds.items() if op not in (None, nodes[name].op)
         ]
         if wrong:
             raise FormatError(f"layers are of another kind: {name_list(wrong)}; ask for what they are")
-        for name in kinds:
-            nodes[name].inputs, nodes[name].outputs = wiring(found[name])
-        return {name: nodes[name] for name in kinds}
-
-
-def _kinds(names: Iterable[str] | Mapping[str, Any]) -> dict[str, str | None]:
-    if isinstance(names, str):
-        raise UnsupportedError(f"names is the text {names!r}, expected a list of names or a mapping; write [{names!r}]")
-    given = names if isinstance(names, Mapping) else dict.fromkeys(names)
-    kinds = {name: getattr(kind, "op", kind) for name, kind in given.items()}
-    unknown = [f"{name}: {kind}" for name, kind in kinds.items() if kind is not None and kind not in _LOADABLE]
-    if unknown:
-        raise UnsupportedError(f"not kinds of layers with weights: {name_list(unknown)}; known: {', '.join(_LOADABLE)}")
-    return kinds
+        return nodes
 
 
 _LOADABLE = tuple(name for name, op in OPS.items() if op.weights)
 
 
+def _graph_nodes(
+    module: Any, path: str | os.PathLike[str], names: list[str], options: Mapping[str, Any]
+) -> dict[str, Node]:
+    """Layers of a model that describes itself, by name."""
+    if hasattr(module, "load_layers"):
+        return _alone(module.load_layers(path, names, **options))
+    spec = module.load_spec(path, **options)
+    nodes = {node.name: node for node in spec.nodes}
+    absent = [name for name in names if name not in nodes]
+    if absent:
+        raise FormatError(f"no layers called {name_list(absent)} in the file; its layers: {name_list(nodes)}")
+    return _alone({name: ModelSpec([nodes[name]], [], []) for name in names})
+
+
+def _alone(specs: Mapping[str, ModelSpec]) -> dict[str, Node]:
+    """The one node of each model, wired to stand alone."""
+    from .state_dict import wiring
+
+    several = [name for name, spec in specs.items() if len(spec.nodes) != 1]
+    if several:
+        raise UnsupportedError(f"not single layers: {name_list(several)}; load the whole model")
+    for spec in specs.values():
+        spec.nodes[0].inputs, spec.nodes[0].outputs = wiring(spec.nodes[0].op)
+    return {name: spec.nodes[0] for name, spec in specs.items()}
+
+
 def _check_options(
-    path: str | os.PathLike[str], row: Format, options: Mapping[str, Any], allowed: tuple[str, ...] | None = None
+    path: str | os.PathLike[str], row: Format, options: Mapping[str, Any], known: tuple[str, ...]
 ) -> None:
-    known = row.options if allowed is None else allowed
     unknown = [key for key in options if key not in known]
     if unknown:
         raise UnsupportedError(
@@ -218,7 +239,7 @@ def _module(row: Format) -> Any:
 
 
 class _Named:
-    """Puts the name of the file before the message of an error."""
+    """Puts the name of the file before the message of an error that does not start with it."""
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fspath(path)
@@ -227,5 +248,5 @@ class _Named:
         pass
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, FastrnnError):
+        if isinstance(error, FastrnnError) and not str(error).startswith(Path(self.path).name):
             error.args = (f"{self.path!r}: {error}",)

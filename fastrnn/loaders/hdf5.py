@@ -40,8 +40,6 @@ class HDF5File:
     ----------
     data : bytes-like
         The whole file.
-    where : str
-        What errors call it.
     skip : names of groups at the root that are not looked into, such as an optimizer's state
 
     Raises
@@ -51,20 +49,21 @@ class HDF5File:
         contain themselves.
     """
 
-    def __init__(self, data: bytes | memoryview, where: str, skip: tuple[str, ...] = ()):
+    def __init__(self, data: bytes | memoryview, skip: tuple[str, ...] = ()):
         try:
             import h5py
         except ImportError:
             raise need("h5py", "keras") from None
         if bytes(data[:8]) != MAGIC:
-            raise FormatError(f"{where}: does not start as an HDF5 file does; is it complete, and is it a Keras file?")
-        self._h5py, self._where = h5py, where
-        self._bytes = memoryview(data)
+            raise FormatError("it does not start as an HDF5 file does; is it complete, and is it a Keras file?")
+        content = bytes(data)  # its own copy: another process may truncate a mapped file
+        self._h5py = h5py
+        self._bytes = memoryview(content)
         self._left = MAX_INFLATION * len(data)
         self._read: dict[str, np.ndarray] = {}
         self.entries: dict[str, Stored] = {}
         with self._guard("the file"):
-            self._file = h5py.File(io.BytesIO(data), "r")
+            self._file = h5py.File(io.BytesIO(content), "r")
         try:
             with self._guard("the file"):
                 self._walk(skip)
@@ -111,7 +110,9 @@ class HDF5File:
                     raise self._damaged(f"the name {short(full)} is longer than {MAX_NAME_LENGTH} characters")
                 link = group.get(name, getlink=True)
                 if not isinstance(link, self._h5py.HardLink):
-                    raise self._damaged(f"{short(full)} is a {type(link).__name__}; such links can lead out of the file")
+                    raise self._damaged(
+                        f"{short(full)} is a {type(link).__name__}; such links can lead out of the file"
+                    )
                 if not path and name in skip:
                     continue
                 found = group[name]
@@ -131,7 +132,6 @@ class HDF5File:
         return int(self._h5py.h5o.get_info(found.id).addr)
 
     def _entry(self, name: str, dataset: Any) -> Stored:
-        where = f"{self._where}: dataset {short(name)}"
         if dataset.id.get_create_plist().get_external_count():
             raise self._damaged(f"dataset {short(name)} keeps its data in another file")
         if dataset.is_virtual:
@@ -139,7 +139,7 @@ class HDF5File:
         if dataset.shape is None:
             raise self._damaged(f"dataset {short(name)} has no shape")
         shape = tuple(int(n) for n in dataset.shape)
-        check_shape(shape, where)
+        check_shape(shape, f"dataset {short(name)}")
         return Stored(name, shape, lambda: self._tensor(name, dataset, shape))
 
     def _tensor(self, name: str, dataset: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -169,8 +169,8 @@ class HDF5File:
         if stored.get_class() == h5t.OPAQUE and stored.get_size() == 2:  # how Keras stores bfloat16
             return np.dtype("<u2")
         raise UnsupportedError(
-            f"{self._where}: dataset {short(name)} holds {short(str(dataset.dtype))}, only float16, bfloat16, float32 and"
-            " float64 weights are read; save the model without quantization"
+            f"dataset {short(name)} holds {short(str(dataset.dtype))}, only float16, bfloat16, float32"
+            " and float64 weights are read; save the model without quantization"
         )
 
     def _data(self, name: str, dataset: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -192,8 +192,8 @@ class HDF5File:
         unknown = set(filters) - {h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE}
         if unknown or len(set(filters)) != len(filters):
             raise UnsupportedError(
-                f"{self._where}: dataset {short(name)} uses the HDF5 filters {filters}, only gzip (1) and shuffle (2), each"
-                " once, are read; save the model again without compression"
+                f"dataset {short(name)} uses the HDF5 filters {filters}, only gzip (1) and shuffle (2),"
+                " each once, are read; save the model again without compression"
             )
         chunk_size = prod(chunk) * dtype.itemsize
         grid = [range(ceil(n / step)) for n, step in zip(shape, chunk, strict=True)]
@@ -206,7 +206,7 @@ class HDF5File:
             info = dataset.id.get_chunk_info_by_coord(start)
             if info.byte_offset is None or info.filter_mask:
                 raise self._damaged(f"dataset {short(name)} lacks a chunk")
-            raw = self._slice(name, info.byte_offset, info.size)
+            raw: bytes | memoryview = self._slice(name, info.byte_offset, info.size)
             for number in reversed(filters):
                 raw = _inflate(raw, chunk_size) if number == h5z.FILTER_DEFLATE else _unshuffle(raw, dtype.itemsize)
             if len(raw) != chunk_size:
@@ -222,7 +222,7 @@ class HDF5File:
         return self._bytes[offset : offset + size]
 
     def _damaged(self, what: str) -> FormatError:
-        return FormatError(f"{self._where}: the HDF5 file is damaged or was tampered with: {what}; get a fresh copy of it")
+        return FormatError(f"the HDF5 file is damaged or was tampered with: {what}; get a fresh copy of it")
 
     @contextlib.contextmanager
     def _guard(self, what: str) -> Iterator[None]:
@@ -243,4 +243,3 @@ def _inflate(raw: memoryview | bytes, size: int) -> bytes:
 def _unshuffle(raw: memoryview | bytes, width: int) -> bytes:
     """Undo HDF5's shuffle, which stores the first bytes of all elements, then the second ones, and so on."""
     return np.frombuffer(raw, np.uint8).reshape(width, -1).T.tobytes()
-

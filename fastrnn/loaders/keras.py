@@ -1,8 +1,8 @@
-"""Weights and graphs from Keras, without Keras or TensorFlow: files are read as JSON and HDF5, and nothing in them runs.
+"""Weights and graphs from Keras, without Keras or TensorFlow: files are read as JSON and HDF5, nothing in them runs.
 
 Supported are Sequential and functional models, nested ones included, of the layers of
-:data:`fastrnn.loaders.keras_layers.CONVERTERS`, saved by Keras 2 or 3 as ``.keras``, ``.h5`` or ``.weights.h5``; and the
-same as live Keras 3 objects.
+:data:`fastrnn.loaders.keras_layers.CONVERTERS`, saved by Keras 2 or 3 as ``.keras``, ``.h5`` or ``.weights.h5``; and
+the same as live Keras 3 objects.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ import numpy as np
 from ..errors import FormatError, UnsupportedError
 from ..spec import ModelSpec
 from .hdf5 import Stored
-from .keras_file import NEWEST, LayerWeights, live_config, open_checkpoint, read_config
-from .keras_graph import MODELS, build_spec, find_layers, layer_spec
+from .keras_build import MODELS, build_spec, find_layers, layer_spec
+from .keras_file import LayerWeights, Version, errors_name, live_config, open_checkpoint, read_config
 
 
-def load_spec(
-    path: str | os.PathLike[str], *, config: Any = None, outputs: Iterable[str] | None = None
-) -> ModelSpec:
+def load_spec(path: str | os.PathLike[str], *, config: Any = None, outputs: Iterable[str] | None = None) -> ModelSpec:
     """Load a whole model.
 
     Parameters
@@ -60,10 +58,10 @@ def load_spec(
             version = version or stated
         if model is None:
             raise FormatError(
-                f"{checkpoint.where}: has weights and no configuration; pass config=FILE_OR_MODEL: the .keras, .h5 or .json"
-                " file of the model, its get_config(), or the live model; single layers: load_layers()"
+                "has weights and no configuration; pass config=FILE_OR_MODEL: the .keras, .h5 or"
+                " .json file of the model, its get_config(), or the live model; single layers: load_layers()"
             )
-        return build_spec(model, checkpoint.weights, version or NEWEST, checkpoint.where, outputs)
+        return build_spec(model, checkpoint.weights, Version.parse(version), checkpoint.where, outputs)
 
 
 def load_layers(
@@ -95,24 +93,20 @@ def load_layers(
     """
     with open_checkpoint(path) as checkpoint:
         where, weights = checkpoint.where, checkpoint.weights
-        version = checkpoint.version or NEWEST
+        model, stated = (checkpoint.config, checkpoint.version) if config is None else read_config(config)
+        version = Version.parse(checkpoint.version or stated)
         if not isinstance(layers, Mapping):
-            model, stated = (checkpoint.config, None) if config is None else read_config(config)
             if model is None:
-                raise FormatError(f"{where}: has no configuration; pass config=FILE_OR_MODEL, or a dict of names and classes")
-            version = checkpoint.version or stated or NEWEST
-            found = find_layers(model, weights, version, where, list(layers))
-            return {
-                name: layer_spec({"class_name": layer.class_name, "config": layer.config}, layer.weights, version, where)
-                for name, layer in found.items()
-            }
+                raise FormatError("has no configuration; pass config=FILE_OR_MODEL, or a dict of names and classes")
+            found = find_layers(model, weights, list(layers))
+            return {name: layer_spec(*found[name], version, where) for name in found}
         specs = {}
         for prefix, kind in layers.items():
             serialized = {"class_name": kind, "config": {}} if isinstance(kind, str) else kind
             part = weights.part(prefix) if weights.by_path else weights.top(prefix)
             if not part.found:
-                raise FormatError(f"{where}: no weight starts with {prefix!r}; load_tensors() shows all names")
-            specs[prefix] = layer_spec(serialized, part, version, f"{where}: {prefix}")
+                raise FormatError(f"no weight starts with {prefix!r}; load_tensors() shows all names")
+            specs[prefix] = layer_spec(serialized, part, version, where)
         return specs
 
 
@@ -144,7 +138,8 @@ def from_object(model_or_layer: Any, *, outputs: Iterable[str] | None = None) ->
     UnsupportedError
         It is not built, not a Keras 3 object, or needs what is not supported.
     """
-    config, version = live_config(model_or_layer)
+    config, stated = live_config(model_or_layer)
+    version = Version.parse(stated)
     where = f"{type(model_or_layer).__name__} {model_or_layer.name!r}"
     if not model_or_layer.built:
         raise UnsupportedError(f"{where} is not built, so it has no weights yet; call it once, or build(input_shape)")
@@ -155,10 +150,11 @@ def from_object(model_or_layer: Any, *, outputs: Iterable[str] | None = None) ->
         for name, layer in layers.items()
         for variable in layer.weights
     }
-    weights = LayerWeights(where, False, found)
-    if is_model:
-        return build_spec(config, weights, version, where, outputs)
-    return layer_spec(config, weights, version, where)
+    weights = LayerWeights(False, found)
+    with errors_name(where):
+        if is_model:
+            return build_spec(config, weights, version, where, outputs)
+        return layer_spec(config, weights, version, where)
 
 
 def _live_tensor(variable: Any) -> Stored:

@@ -60,7 +60,9 @@ class Value:
     def require_rank(self, rank: int) -> None:
         """Raise ``FormatError`` unless the tensor can have ``rank`` axes."""
         if self.shape is not None and len(self.shape) != rank:
-            raise FormatError(f"its input has shape {self.shape}, expected {rank} axes; the configuration is inconsistent")
+            raise FormatError(
+                f"its input has shape {self.shape}, expected {rank} axes; the configuration is inconsistent"
+            )
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,9 @@ class Call:
 Converted = tuple[list[Node], list[Value]]
 
 
-def node(op: str, name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], attrs: Config, weights: Any = None) -> Node:
+def node(
+    op: str, name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], attrs: Config, weights: Any = None
+) -> Node:
     """A node without the attributes that have their default and without the absent tensors at the end."""
     given = {key: value for key, value in attrs.items() if value != OPS[op].attrs[key]}
     while inputs and not inputs[-1]:
@@ -89,7 +93,8 @@ def node(op: str, name: str, inputs: tuple[str, ...], outputs: tuple[str, ...], 
 
 def section(config: Config, key: str, default: Config | None = None) -> Config:
     """A nested object of a configuration."""
-    value = config.get(key, default)
+    value = config.get(key)
+    value = default if value is None else value
     if not isinstance(value, Mapping):
         raise FormatError(f"{key!r} is {short(value)}, expected an object; the configuration is damaged")
     return value
@@ -102,9 +107,13 @@ def class_and_config(value: Any, what: str) -> tuple[str, Config]:
     the same name.
     """
     if not isinstance(value, Mapping) or not isinstance(value.get("class_name"), str):
-        raise FormatError(f"{what} is {short(value)}, expected an object with a class_name; the configuration is damaged")
+        raise FormatError(
+            f"{what} is {short(value)}, expected an object with a class_name; the configuration is damaged"
+        )
     class_name, module, registered = value["class_name"], value.get("module"), value.get("registered_name")
-    parts = str(module or "keras").split(".")
+    if not all(part is None or isinstance(part, str) for part in (module, registered)):
+        raise FormatError(f"the module or registered_name of {what} is not a text; the configuration is damaged")
+    parts = (module or "keras").split(".")
     if parts[0] not in ("keras", "tf_keras", "tensorflow") or "ops" in parts or registered not in (None, class_name):
         class_name = registered if registered not in (None, class_name) else f"{module}>{class_name}"
     config = value.get("config", {})
@@ -126,7 +135,9 @@ def integer(config: Config, key: str, most: int = MAX_UNITS) -> int:
     """An integer from 1 to ``most``."""
     value = config.get(key)
     if type(value) is not int or not 1 <= value <= most:
-        raise FormatError(f"{key!r} is {short(value)}, expected an integer from 1 to {most}; the configuration is damaged")
+        raise FormatError(
+            f"{key!r} is {short(value)}, expected an integer from 1 to {most}; the configuration is damaged"
+        )
     return value
 
 
@@ -149,7 +160,9 @@ def flag(config: Config, key: str, default: bool = False) -> bool:
 def shape_of(value: Any, what: str) -> Shape:
     """A shape whose first axis, the batch, is free, and whose other ones may be."""
     if not isinstance(value, list) or not value or any(n is not None and (type(n) is not int or n < 1) for n in value):
-        raise FormatError(f"{what} is {short(value)}, expected a list of positive integers or null; the file is damaged")
+        raise FormatError(
+            f"{what} is {short(value)}, expected a list of positive integers or null; the file is damaged"
+        )
     return (None, *value[1:])
 
 
@@ -163,7 +176,9 @@ def trailing_axes(axis: Any, rank: int | None) -> int:
     if not axes or any(type(a) is not int or not -8 <= a < 8 for a in axes):
         raise FormatError(f"'axis' is {short(axis)}, expected integers; the configuration is damaged")
     if rank is None and any(a >= 0 for a in axes):
-        raise UnsupportedError("'axis' counts from the front and the rank of the input is unknown; save it with its input")
+        raise UnsupportedError(
+            "'axis' counts from the front and the rank of the input is unknown; save it with its input"
+        )
     counted = sorted(a if a < 0 else a - (rank or 0) for a in axes)
     if counted != list(range(-len(axes), 0)):
         raise UnsupportedError(f"'axis' is {axis}, only trailing axes are supported; transpose the input in Keras")
@@ -208,11 +223,17 @@ def activation_layer(class_name: str, config: Config, version: Version) -> Activ
         if config.get("axis", -1) not in (-1, [-1]):
             raise UnsupportedError(f"softmax over axis {short(config['axis'])}, only the last one (-1) is supported")
         return "softmax"
-    top, slope, threshold = config.get("max_value"), number(config, "negative_slope", 0.0), number(config, "threshold", 0.0)
+    top, slope, threshold = (
+        config.get("max_value"),
+        number(config, "negative_slope", 0.0),
+        number(config, "threshold", 0.0),
+    )
     if top is not None and not slope and not threshold:
         return ("hard_tanh", 0.0, number(config, "max_value", 0.0))  # clip to 0..max_value
     if top is not None or (slope and threshold):
-        raise UnsupportedError("ReLU with more than one of max_value, negative_slope and threshold; compose simpler layers")
+        raise UnsupportedError(
+            "ReLU with more than one of max_value, negative_slope and threshold; compose simpler layers"
+        )
     if threshold:
         return ("thresholded_relu", threshold)
     return ("leaky_relu", slope) if slope else "relu"

@@ -23,6 +23,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,10 @@ class Version:
     standalone: bool  # "2.2.4", not "2.2.4-tf": Keras before it became a part of TensorFlow
 
     @classmethod
-    def parse(cls, text: str) -> Version:
+    def parse(cls, text: str | None) -> Version:
+        """The version from its text; Keras 3 leaves it out of ``to_json()`` and of ``.weights.h5`` files."""
+        if text is None:
+            return cls(3, 0, False)
         found = re.match(r"(\d{1,3})\.(\d{1,3})(?:\.|$)", text)
         if not found:
             raise FormatError(f"keras_version is {short(text)}, expected something like '3.1.0'; the file is damaged")
@@ -61,17 +65,13 @@ class Version:
         return cls(major, minor, (major, minor) < (2, 4) and not text.endswith("-tf"))
 
 
-NEWEST = Version(3, 0, False)
-"""Taken where nothing tells the version: Keras 3 leaves it out of ``to_json()`` and of ``.weights.h5`` files."""
-
-
 @dataclass
 class Checkpoint:
     """What one file holds: a configuration or None, the version if it is known, and the weights."""
 
     where: str
     config: dict[str, Any] | None
-    version: Version | None
+    version: str | None
     weights: LayerWeights
 
 
@@ -79,11 +79,10 @@ class Checkpoint:
 class LayerWeights:
     """The weights of one layer, or of a whole model: ``found`` maps names inside the layer to stored tensors.
 
-    ``by_path`` tells how weights are named: by the path of attributes and a number, or by the names of layers and weights.
+    ``by_path`` tells how weights are named: by a path of attributes and a number, or by names of layers and weights.
     ``used`` collects, for all layers of a file together, the names of the tensors that were asked for.
     """
 
-    where: str
     by_path: bool
     found: Mapping[str, Stored]
     used: set[str] = field(default_factory=set)
@@ -100,12 +99,12 @@ class LayerWeights:
             levels = {key: f"/{key}/".find(f"/{name}/") for key in found}
             first = min((f"/{key}"[:at].count("/") for key, at in levels.items() if at >= 0), default=0)
             found = {key: found[key] for key, at in levels.items() if at >= 0 and f"/{key}"[:at].count("/") == first}
-        return LayerWeights(self.where, self.by_path, found, self.used)
+        return LayerWeights(self.by_path, found, self.used)
 
     def top(self, name: str) -> LayerWeights:
         """The weights of a layer of the outermost model, in a file that names its weights."""
         found = {key[len(name) + 1 :]: value for key, value in self.found.items() if key.startswith(name + "/")}
-        return LayerWeights(self.where, self.by_path, found, self.used)
+        return LayerWeights(self.by_path, found, self.used)
 
     def shape(self, index: int, label: str) -> tuple[int, ...] | None:
         """The shape of weight number ``index``, called ``label``, or None where there is no such weight."""
@@ -117,11 +116,11 @@ class LayerWeights:
         stored = self._find(index, label)
         if stored is None:
             have = name_list(self.found) or "none"
-            raise FormatError(f"{self.where}: weight {label!r} is missing; its weights in the file: {have}")
+            raise FormatError(f"weight {label!r} is missing; its weights in the file: {have}")
         if not any(_fits(stored.shape, shape) for shape in shapes):
             wanted = " or ".join(str(shape).replace("None", "any") for shape in shapes)
             raise FormatError(
-                f"{self.where}: weight {label!r} has shape {stored.shape}, its configuration asks for {wanted};"
+                f"weight {label!r} has shape {stored.shape}, its configuration asks for {wanted};"
                 " do the configuration and the weights belong together?"
             )
         self.used.add(stored.name)
@@ -138,7 +137,7 @@ class LayerWeights:
         found = [stored for key, stored in self.found.items() if _label(key) == label]
         if len(found) > 1:
             names = name_list(stored.name for stored in found)
-            raise FormatError(f"{self.where}: several weights could be {label!r}: {names}; rename the layers in Keras")
+            raise FormatError(f"several weights could be {label!r}: {names}; rename the layers in Keras")
         return found[0] if found else None
 
 
@@ -155,10 +154,12 @@ def layer_weights(layers: list[tuple[str, str]], model: LayerWeights, is_top: bo
         elif container == _CONTAINERS[0]:
             part = model.part(f"{container}/{snake}_{rank}" if rank else f"{container}/{snake}")
         else:  # versions count differently there, but all of them count upwards
-            groups = {key.split("/")[1] for key in model.found if re.match(rf"{container}/{re.escape(snake)}(_\d+)?/", key)}
+            groups = {
+                key.split("/")[1] for key in model.found if re.match(rf"{container}/{re.escape(snake)}(_\d+)?/", key)
+            }
             ordered = sorted(groups, key=lambda group: int(group[len(snake) + 1 :] or 0))
             part = model.part(f"{container}/{ordered[rank]}" if rank < len(ordered) else f"{container}/{snake}_{rank}")
-        parts.append(LayerWeights(f"{class_name} {name!r}", part.by_path, part.found, part.used))
+        parts.append(part)
     return parts
 
 
@@ -181,48 +182,63 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[Checkpoint]:
     FileNotFoundError, FormatError, UnsupportedError
         There is no such file; it is damaged, hostile or of another format; it needs what is not read.
     """
-    data, where = map_file(path), os.path.basename(os.fspath(path))
-    config: dict[str, Any] | None = None
-    version: str | None = None
-    if bytes(data[:4]) == archive.MAGIC:
-        config, version, data = _unpack(data, where)
-    elif bytes(data[:8]) != HDF5_MAGIC:
-        raise FormatError(f"{where}: is neither a zip archive (.keras) nor an HDF5 file (.h5); check the name of the file")
-    with HDF5File(data, where, OPTIMIZER_GROUPS) as file:
-        entries = {name: stored for name, stored in file.entries.items() if "/seed_generator/" not in f"/{name}"}
-        by_path = not file.has_attribute("keras_version", "layer_names")
-        if config is None:
-            text = file.text("model_config")
-            config = parse_json(text, where) if text is not None else None
-            version = file.text("keras_version")
-        if not by_path and version is None:
-            version = "1.0"  # what Keras takes in this case
-        found = {name.removeprefix("model_weights/"): stored for name, stored in entries.items()}
-        parsed = Version.parse(version) if version is not None else None
-        yield Checkpoint(where, config, parsed, LayerWeights(where, by_path, found))
+    where = Path(path).name
+    with errors_name(where):
+        data = map_file(path)
+        config: dict[str, Any] | None = None
+        version: str | None = None
+        if bytes(data[:4]) == archive.MAGIC:
+            config, version, data = _unpack(data)
+        elif bytes(data[:8]) != HDF5_MAGIC:
+            raise FormatError("neither a zip archive (.keras) nor an HDF5 file (.h5); check the name of the file")
+        with HDF5File(data, OPTIMIZER_GROUPS) as file:
+            entries = {name: stored for name, stored in file.entries.items() if "/seed_generator/" not in f"/{name}"}
+            by_path = not file.has_attribute("keras_version", "layer_names")
+            if config is None:
+                text = file.text("model_config")
+                config = parse_json(text) if text is not None else None
+                version = file.text("keras_version")
+            found = {name.removeprefix("model_weights/"): stored for name, stored in entries.items()}
+            yield Checkpoint(where, config, version, LayerWeights(by_path, found))
 
 
-def read_config(source: Any) -> tuple[dict[str, Any], Version | None]:
-    """A model's configuration from a dict, a ``.json``, ``.keras`` or ``.h5`` file, or a live model."""
+@contextlib.contextmanager
+def errors_name(where: str) -> Iterator[None]:
+    """Put the name of a file or object in front of the text of errors."""
+    try:
+        yield
+    except (FormatError, UnsupportedError) as error:
+        if not str(error).startswith(where):
+            error.args = (f"{where}: {error}",)
+        raise
+
+
+def read_config(source: Any) -> tuple[dict[str, Any], str | None]:
+    """A model's configuration and version from a dict, a ``.json``, ``.keras`` or ``.h5`` file, or a live model."""
     if isinstance(source, Mapping):
         try:
-            config = parse_json(json.dumps(source), "config")  # get_config() has tuples where files have lists
+            config = parse_json(json.dumps(source))  # get_config() has tuples where files have lists
         except (TypeError, RecursionError) as error:
-            raise FormatError(f"config= holds what JSON cannot ({short(str(error))}); pass model.to_json() in a file") from None
+            raise FormatError(
+                f"config= holds what JSON cannot ({short(str(error))}); pass model.to_json() in a file"
+            ) from None
         return config, _version_in(config)
     if not isinstance(source, (str, os.PathLike)):
         return live_config(source)
-    data, where = map_file(source), os.path.basename(os.fspath(source))
+    data, where = map_file(source), Path(source).name
     if bytes(data[:4]) == archive.MAGIC or bytes(data[:8]) == HDF5_MAGIC:
         with open_checkpoint(source) as checkpoint:
             if checkpoint.config is None:
-                raise FormatError(f"{where}: has no configuration; name the file that model.to_json() or model.save() wrote")
+                raise FormatError(
+                    f"{where}: has no configuration; name the file that model.to_json() or model.save() wrote"
+                )
             return checkpoint.config, checkpoint.version
-    config = parse_json(data, where)
+    with errors_name(where):
+        config = parse_json(data)
     return config, _version_in(config)
 
 
-def live_config(layer: Any) -> tuple[dict[str, Any], Version]:
+def live_config(layer: Any) -> tuple[dict[str, Any], str]:
     """The configuration of a live Keras 3 layer or model, as it would be saved."""
     modules = {base.__module__.partition(".")[0] for base in type(layer).__mro__}
     if "keras" not in modules or not hasattr(layer, "get_config"):
@@ -232,11 +248,17 @@ def live_config(layer: Any) -> tuple[dict[str, Any], Version]:
         )
     import keras
 
-    serialized = json.dumps(keras.saving.serialize_keras_object(layer))
-    return parse_json(serialized, f"{type(layer).__name__} {layer.name!r}"), Version.parse(keras.__version__)
+    where = f"{type(layer).__name__} {layer.name!r}"
+    try:
+        serialized = json.dumps(keras.saving.serialize_keras_object(layer))
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise UnsupportedError(
+            f"{where} cannot be serialized ({short(str(error))}); is it a class of your own?"
+        ) from None
+    return parse_json(serialized), keras.__version__
 
 
-def parse_json(text: str | memoryview, where: str) -> dict[str, Any]:
+def parse_json(text: str | memoryview) -> dict[str, Any]:
     """Parse a JSON object; no NaN, no key twice, no deep nesting."""
     problem = f"larger than {MAX_CONFIG_SIZE} bytes"
     if len(text) <= MAX_CONFIG_SIZE:
@@ -249,36 +271,34 @@ def parse_json(text: str | memoryview, where: str) -> dict[str, Any]:
         except (ValueError, RecursionError) as error:
             problem = f"not valid JSON ({short(str(error))})"
     if problem:
-        raise FormatError(f"{where}: the configuration is {problem}; get a fresh copy of the file")
+        raise FormatError(f"the configuration is {problem}; get a fresh copy of the file")
     return value
 
 
-def _version_in(config: Mapping[str, Any]) -> Version | None:
+def _version_in(config: Mapping[str, Any]) -> str | None:
     version = config.get("keras_version")
-    if version is not None and not isinstance(version, str):
-        raise FormatError(f"keras_version is {short(version)}, expected a text such as '3.1.0'")
-    return Version.parse(version) if version else None
+    return version if version is None else str(version)
 
 
-def _unpack(data: memoryview, where: str) -> tuple[dict[str, Any], str, memoryview]:
+def _unpack(data: memoryview) -> tuple[dict[str, Any], str, memoryview]:
     """Configuration, version and weights of a .keras archive."""
     members = archive.read_directory(data)
     files = {name: member for name, member in members.items() if not name.endswith("/")}
     if other := set(files) - _MEMBERS:
         raise UnsupportedError(
-            f"{where}: the archive also holds {name_list(other)}, only {name_list(_MEMBERS)} are read; save a model without"
-            " assets, its weights in one HDF5 file"
+            f"the archive also holds {name_list(other)}, only {name_list(_MEMBERS)} are read; save a model"
+            " without assets, its weights in one HDF5 file"
         )
     if missing := _MEMBERS - set(files):
-        raise FormatError(f"{where}: the archive lacks {name_list(missing)}; is it a .keras file, and complete?")
-    texts = {name: parse_json(_content(data, files[name], where), where) for name in ("config.json", "metadata.json")}
+        raise FormatError(f"the archive lacks {name_list(missing)}; is it a .keras file, and complete?")
+    texts = {name: parse_json(_content(data, files[name])) for name in ("config.json", "metadata.json")}
     version = texts["metadata.json"].get("keras_version")
     if not isinstance(version, str):
-        raise FormatError(f"{where}: metadata.json has no keras_version; the file is damaged")
-    return texts["config.json"], version, _content(data, files["model.weights.h5"], where)
+        raise FormatError("metadata.json has no keras_version; the file is damaged")
+    return texts["config.json"], version, _content(data, files["model.weights.h5"])
 
 
-def _content(data: memoryview, member: Member, where: str) -> memoryview:
+def _content(data: memoryview, member: Member) -> memoryview:
     """The data of a member.  Keras does not compress, but packing such a file again by hand may."""
     if member.method != zlib.DEFLATED or member.flags & 1:
         return archive.stored(data, member)
@@ -288,11 +308,11 @@ def _content(data: memoryview, member: Member, where: str) -> memoryview:
         try:
             content = zlib.decompressobj(-15).decompress(packed, member.size + 1)
         except zlib.error as error:
-            raise FormatError(f"{where}: member {member.name!r} is damaged ({error}); get a fresh copy of the file") from None
+            raise FormatError(f"member {member.name!r} is damaged ({error}); get a fresh copy of the file") from None
         if len(content) == member.size and zlib.crc32(content) == member.crc:
             return memoryview(content)
         problem = "does not match its size and checksum"
-    raise FormatError(f"{where}: member {member.name!r} {problem}; get a fresh copy of the file")
+    raise FormatError(f"member {member.name!r} {problem}; get a fresh copy of the file")
 
 
 def _refuse_constant(name: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+
 from ..errors import FormatError, UnsupportedError
 from ..spec import ROW_ACTIVATIONS
 from ..spec import activation as spec_activation
@@ -62,10 +64,12 @@ def masking(call: Call) -> Converted:
 def layer_normalization(call: Call) -> Converted:
     """LayerNormalization over trailing axes."""
     if flag(call.config, "rms_scaling"):
-        raise UnsupportedError("rms_scaling is set, which is another normalization; only LayerNormalization's own is run")
+        raise UnsupportedError(
+            "rms_scaling is set, which is another normalization; only LayerNormalization's own is run"
+        )
     axes = trailing_axes(call.config.get("axis", -1), len(call.x.shape) if call.x.shape else None)
     shape = call.x.shape[-axes:] if call.x.shape else (None,) * axes
-    weights = {}
+    weights: dict[str, np.ndarray] = {}
     for key, name, label in (("scale", "weight", "gamma"), ("center", "bias", "beta")):
         if flag(call.config, key, True):
             weights[name] = call.weights.take(len(weights), label, shape)
@@ -80,7 +84,9 @@ def batch_normalization(call: Call) -> Converted:
     axis = axis[0] if isinstance(axis, list) and len(axis) == 1 else axis
     rank = len(x.shape) if x.shape else None
     if type(axis) is not int or (axis >= 0 and rank is None):
-        raise UnsupportedError(f"'axis' is {short(axis)} on an input of {rank or 'unknown'} axes, supported are -1 and 1")
+        raise UnsupportedError(
+            f"'axis' is {short(axis)} on an input of {rank or 'unknown'} axes, supported are -1 and 1"
+        )
     is_last = axis in (-1, None if rank is None else rank - 1)
     if not is_last and axis != 1:
         raise UnsupportedError(f"'axis' is {axis}, supported are the last one and 1")
@@ -101,7 +107,7 @@ def activation(call: Call) -> Converted:
     value = activation_layer(call.class_name, call.config, call.version)
     if call.class_name == "Softmax" and call.x.mask:
         raise UnsupportedError("it gets a mask, with which it excludes features; use Activation('softmax')")
-    if spec_activation(value)[0] in ROW_ACTIVATIONS and call.x.shape is not None and len(call.x.shape) < 2:  # type: ignore[arg-type]
+    if spec_activation(value)[0] in ROW_ACTIVATIONS and call.x.shape is not None and len(call.x.shape) < 2:
         raise FormatError(f"softmax over an input of shape {call.x.shape}; the configuration is inconsistent")
     y = replace(call.x, name=call.name)
     return [node("activation", call.name, (call.x.name,), (y.name,), {"activation": value})], [y]
@@ -162,4 +168,3 @@ def input_value(name: str, config: Config) -> Value:
         raise UnsupportedError("a sparse or ragged input; use a dense one, with a mask for steps that do not exist")
     shape = config.get("batch_shape", config.get("batch_input_shape"))  # Keras 3, Keras 2
     return Value(name, None if shape is None else shape_of(shape, "the shape of the input"))
-

@@ -87,18 +87,25 @@ def bidirectional(call: Call) -> Converted:
     if merge not in ("concat", "sum", "mul", "ave"):
         raise UnsupportedError(f"merge_mode {short(merge)} gives two outputs or none; use concat, sum, mul or ave")
     class_name, config = class_and_config(call.config.get("layer"), "the wrapped layer")
+    config_2: Config
     name = str(config.get("name", "")).removeprefix("forward_")
     forward = _direction(call, class_name, config, "forward_layer", f"forward_{name}", name)
     if call.config.get("backward_layer") is None:
         class_2, config_2 = class_name, {**config, "go_backwards": True}
-        names = (f"backward_{name}",)
+        names = [f"backward_{name}"]
     else:
         class_2, config_2 = class_and_config(call.config["backward_layer"], "the backward layer")
-        names = (str(config_2.get("name", "")), f"backward_{name}")
+        names = [str(config_2.get("name", "")), f"backward_{name}"]
     backward = _direction(call, class_2, config_2, "backward_layer", *names)
     attrs = _loop(config, True)
     first = (forward.op, forward.units, forward.attrs, set(forward.weights), attrs["return_sequences"])
-    second = (backward.op, backward.units, backward.attrs, set(backward.weights), _loop(config_2, True)["return_sequences"])
+    second = (
+        backward.op,
+        backward.units,
+        backward.attrs,
+        set(backward.weights),
+        _loop(config_2, True)["return_sequences"],
+    )
     if first != second or flag(config, "return_state") != flag(config_2, "return_state"):
         raise UnsupportedError("its two layers differ in more than their weights; run them as two layers")
     if flag(config, "go_backwards") or not flag(config_2, "go_backwards"):
@@ -161,7 +168,7 @@ def _loop(config: Config, last: bool) -> dict[str, Any]:
 
 
 def _cell(class_name: str, config: Config, weights: LayerWeights, features: int | None, version: Version) -> _Cell:
-    """Read one cell.  A configuration without units or use_bias, which a caller wrote, is completed from the weights."""
+    """Read one cell.  A configuration without units or use_bias, which a caller wrote, is completed by the weights."""
     if class_name not in CELLS:
         raise UnsupportedError(f"its cell is of class {short(class_name)}, supported are {', '.join(CELLS)}")
     op, cudnn_class = CELLS[class_name], class_name.startswith("CuDNN")
@@ -170,7 +177,9 @@ def _cell(class_name: str, config: Config, weights: LayerWeights, features: int 
     units = integer(config, "units")
     rows = len(GATES[op]) * units
     has_bias = cudnn_class or flag(config, "use_bias", weights.shape(2, "bias") is not None)
-    attrs = {"activation" if op == "rnn" else "cell_activation": _cell_activation(config, "activation", "tanh", version)}
+    attrs = {
+        "activation" if op == "rnn" else "cell_activation": _cell_activation(config, "activation", "tanh", version)
+    }
     if op != "rnn":
         attrs["gate_activation"] = _cell_activation(config, "recurrent_activation", "sigmoid", version)
     if op == "lstm":
@@ -210,7 +219,7 @@ def _ours(kernel: np.ndarray, op: str, is_cudnn: bool) -> np.ndarray:
 
 def _cell_activation(config: Config, key: str, default: str, version: Version) -> Any:
     value = activation_of(config.get(key, default), version)
-    name = activation(value)[0]  # type: ignore[arg-type]
+    name = activation(value)[0]
     if name not in CELL_ACTIVATIONS:
         raise UnsupportedError(f"{key} {name!r} inside a cell, supported there are {', '.join(CELL_ACTIVATIONS)}")
     return value
@@ -224,13 +233,17 @@ def _emit(
     directions = 2 if attrs["direction"] == "bidirectional" else 1
     nodes, inputs = [], [x.name]
     if call.states and len(call.states) != len(kinds) * directions:
-        raise FormatError(f"it gets {len(call.states)} initial states, expected {len(kinds) * directions}; check the graph")
+        raise FormatError(
+            f"it gets {len(call.states)} initial states, expected {len(kinds) * directions}; check the graph"
+        )
     for k, kind in enumerate(kinds):
         states = call.states[k :: len(kinds)]
         for state in states:
             state.require_rank(2)
             if state.features not in (None, cell.units):
-                raise FormatError(f"an initial state has shape {state.shape}, expected (None, {cell.units}); check the graph")
+                raise FormatError(
+                    f"an initial state has shape {state.shape}, expected (None, {cell.units}); check the graph"
+                )
         inputs.append(f"{name}/{kind}_0" if states else "")
         if states:
             nodes.append(Node("stack", inputs[-1], tuple(state.name for state in states), (inputs[-1],)))

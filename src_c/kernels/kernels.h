@@ -73,6 +73,7 @@ typedef struct frnn_step_args {
     float *z;       /* (rows, units): reset-before GRU, z from gru_reset to gru_candidate */
     size_t stride;  /* of h, c, out and z; at least the padded units */
     size_t rows, panel_begin, panel_end;
+    bool backwards; /* walk the panels from the last to the first; no bit depends on it */
 } frnn_step_args;
 
 typedef struct frnn_kernels {

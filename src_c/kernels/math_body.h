@@ -24,21 +24,34 @@ static inline reduced_exp v_reduce_exp(vf x)
     return (reduced_exp){.scale = (vf)(((vi)shifted << 23) + 0x3f800000), .excess = v_fma(r * r, q, r)};
 }
 
-/* 1 / (1 + e^-x) */
-static inline vf v_sigmoid(vf x)
+/* sigmoid(x) and tanh(x) are quotients.  The cells multiply them before dividing, as a division costs as much as ten
+ * multiplications: denominators are at most 1 + e^88 and 2, so a product of two does not overflow. */
+
+/* sigmoid(x) = 1 / (1 + e^-x) */
+static inline vf v_sigmoid_denominator(vf x)
 {
-    vf bounded = v_min(v_set(88.0f), v_max(v_set(-87.0f), -x));
-    reduced_exp e = v_reduce_exp(bounded);
-    return 1.0f / (v_fma(e.scale, e.excess, e.scale) + 1.0f);
+    reduced_exp e = v_reduce_exp(v_min(v_set(88.0f), v_max(v_set(-87.0f), -x)));
+    return v_fma(e.scale, e.excess, e.scale) + 1.0f;
 }
 
+static inline vf v_sigmoid(vf x) { return 1.0f / v_sigmoid_denominator(x); }
+
+typedef struct {
+    vf numerator, denominator;
+} quotient;
+
 /* With e = e^(-2 |x|) - 1, which keeps its relative accuracy near 0:  tanh |x| = -e / (e + 2). */
+static inline quotient v_tanh_quotient(vf x)
+{
+    reduced_exp r = v_reduce_exp(v_max(v_set(-40.0f), -2.0f * v_abs(x)));
+    vf e = v_fma(r.scale, r.excess, r.scale - 1.0f);
+    return (quotient){.numerator = v_or(-e, v_sign_of(x)), .denominator = e + 2.0f};
+}
+
 static inline vf v_tanh(vf x)
 {
-    vf z = v_max(v_set(-40.0f), -2.0f * v_abs(x));
-    reduced_exp e = v_reduce_exp(z);
-    vf e_minus_1 = v_fma(e.scale, e.excess, e.scale - 1.0f);
-    return v_or(-e_minus_1 / (e_minus_1 + 2.0f), v_sign_of(x));
+    quotient q = v_tanh_quotient(x);
+    return q.numerator / q.denominator;
 }
 
 static inline vf v_exp(vf x)

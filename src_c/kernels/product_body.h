@@ -17,7 +17,13 @@ enum { REGISTERS = 16 };
 
 enum { MAX_TILE_ROWS = 8, MAX_TOTALS = 32 };
 
-typedef void (*tile_fn)(const void *args, size_t row, size_t panel);
+/* Memory that the tiles of one panel fetch into L2 for the next: `step` bytes for every k. */
+typedef struct {
+    const char *at;
+    size_t step;
+} ahead;
+
+typedef void (*tile_fn)(const void *args, size_t row, size_t panel, ahead next);
 
 /* The tiles of one kernel for one panel width. */
 typedef struct {
@@ -28,8 +34,9 @@ typedef struct {
 
 /* total[(panel * rows + row) * nv + j] += a[row] . w[panel][j]; w_next is the distance between two panels. */
 INLINE void accumulate(const int panels, const int rows, const int nv, const float *a, size_t a_stride, const float *w, size_t w_next,
-                       size_t k, vf *total)
+                       size_t k, ahead next, vf *total)
 {
+    const char *fetch = next.at;
     for (size_t left = k; left > 0;) {
         size_t block = left < FRNN_SUM_BLOCK ? left : FRNN_SUM_BLOCK;
         vf part[MAX_TOTALS];
@@ -37,15 +44,32 @@ INLINE void accumulate(const int panels, const int rows, const int nv, const flo
         if (panels * rows * nv > REGISTERS / 3) __asm__ volatile("" : : "r"(total) : "memory");
         UNROLL for (int j = 0; j < panels * rows * nv; j++) part[j] = (vf){0};
         for (size_t kk = 0; kk < block; kk++) {
-            vf broadcast[MAX_TILE_ROWS];
-            UNROLL for (int r = 0; r < rows; r++) broadcast[r] = v_set(a[(size_t)r * a_stride + kk]);
+            if (rows > 1) {
+                __builtin_prefetch(fetch, 0, 2);
+                __builtin_prefetch(fetch + 64, 0, 2);
+                fetch += next.step;
+            }
+            /* The shorter side waits in registers, the longer one comes one by one. */
+            vf waiting[MAX_TILE_ROWS];
             UNROLL for (int q = 0; q < panels; q++)
-                UNROLL for (int j = 0; j < nv; j++)
-                {
-                    vf weight = v_load(w + (size_t)q * w_next + (size_t)j * VLEN);
+            {
+                const float *weights = w + (size_t)q * w_next;
+                if (nv < rows) {
+                    UNROLL for (int j = 0; j < nv; j++) waiting[j] = v_load(weights + (size_t)j * VLEN);
                     UNROLL for (int r = 0; r < rows; r++)
-                        part[(q * rows + r) * nv + j] = v_fma(weight, broadcast[r], part[(q * rows + r) * nv + j]);
+                    {
+                        vf value = v_set(a[(size_t)r * a_stride + kk]);
+                        UNROLL for (int j = 0; j < nv; j++) part[(q * rows + r) * nv + j] = v_fma(waiting[j], value, part[(q * rows + r) * nv + j]);
+                    }
+                } else {
+                    UNROLL for (int r = 0; r < rows; r++) waiting[r] = v_set(a[(size_t)r * a_stride + kk]);
+                    UNROLL for (int j = 0; j < nv; j++)
+                    {
+                        vf weight = v_load(weights + (size_t)j * VLEN);
+                        UNROLL for (int r = 0; r < rows; r++) part[(q * rows + r) * nv + j] = v_fma(weight, waiting[r], part[(q * rows + r) * nv + j]);
+                    }
                 }
+            }
             w += (size_t)nv * VLEN;
         }
         UNROLL for (int j = 0; j < panels * rows * nv; j++) total[j] += part[j];
@@ -57,34 +81,49 @@ INLINE void accumulate(const int panels, const int rows, const int nv, const flo
 /* Where panel p begins: all panels before it are full. */
 static inline const float *panel_weights(const frnn_panels *panels, size_t p) { return panels->w + p * frnn_panel_row(panels) * panels->k; }
 
-/* Walk over rows and panels; tiles of nearly equal height beat full tiles and a thin rest.
- * sets[w - 1] serves panels of w vectors a gate. */
-static void run_tiles(const void *args, const frnn_panels *matrix, size_t rows, size_t panel_begin, size_t panel_end, const tile_set *sets)
+/* Walk over panels and rows; tiles of nearly equal height beat full tiles and a thin rest.
+ *
+ * sets[w - 1] serves panels of w vectors a gate.  Backwards, the first panels are those that the last walk left in
+ * the cache.  Weights that no cache holds come from afar only once for all rows: while the tiles of one panel run,
+ * they fetch the next. */
+static void run_tiles(const void *args, const frnn_panels *matrix, size_t rows, size_t panel_begin, size_t panel_end, bool backwards,
+                      const tile_set *sets)
 {
-    for (size_t p = panel_begin; p < panel_end; p++) {
+    const size_t count = panel_end - panel_begin;
+    const ptrdiff_t next_panel = (ptrdiff_t)(frnn_panel_row(matrix) * matrix->k * sizeof(float));
+    for (size_t done = 0; done < count; done++) {
+        const size_t p = backwards ? panel_end - 1 - done : panel_begin + done;
         const tile_set *set = &sets[frnn_panel_width(matrix, p) - 1];
-        if (rows == 1 && set->pair && p + 1 < panel_end && frnn_panel_width(matrix, p + 1) == frnn_panel_width(matrix, p)) {
-            set->pair(args, 0, p++);
-            continue;
+        const char *weights = (const char *)panel_weights(matrix, p);
+        if (rows == 1 && done + 1 < count) {
+            const size_t lower = backwards ? p - 1 : p;
+            if (frnn_panel_width(matrix, lower) == frnn_panel_width(matrix, lower + 1)) {
+                set->pair(args, 0, lower, (ahead){weights, 0});
+                done++;
+                continue;
+            }
         }
-        size_t tiles = (rows + set->max_rows - 1) / set->max_rows;
-        for (size_t row = 0; tiles > 0; tiles--) {
-            size_t height = (rows - row + tiles - 1) / tiles;
-            set->rows[height](args, row, p);
+        const size_t tiles = (rows + set->max_rows - 1) / set->max_rows;
+        const size_t step = done + 1 < count && tiles > 1 ? frnn_panel_row(matrix) * sizeof(float) / tiles : 0;
+        const char *fetch = step ? weights + (backwards ? -next_panel : next_panel) : weights;
+        for (size_t row = 0, left = tiles; left > 0; left--) {
+            const size_t height = (rows - row + left - 1) / left;
+            set->rows[height](args, row, p, (ahead){fetch, step});
             row += height;
+            fetch += step * matrix->k;
         }
     }
 }
 
 /* One function for each number of rows, and the tile_set over them; nv vectors in a row of a panel. */
 #define TILE_FN(name, nv, rows_, call)                                                                            \
-    static void name##_##rows_(const void *args, size_t row, size_t panel)                                       \
+    static void name##_##rows_(const void *args, size_t row, size_t panel, ahead next)                                  \
     {                                                                                                             \
         const int rows = rows_, panels = 1;                                                                       \
         if (rows <= MAX_ROWS(nv)) call;                                                                           \
     }
 #define TILE_PAIR_FN(name, call)                                                                                  \
-    static void name##_pair(const void *args, size_t row, size_t panel)                                          \
+    static void name##_pair(const void *args, size_t row, size_t panel, ahead next)                                     \
     {                                                                                                             \
         const int rows = 1, panels = 2;                                                                           \
         call;                                                                                                     \
@@ -106,7 +145,7 @@ static void run_tiles(const void *args, const frnn_panels *matrix, size_t rows, 
     }
 
 /* The product by itself: totals start from the bias and are stored. */
-INLINE void product_tile(const frnn_product_args *s, size_t row, size_t panel, const int panels, const int rows, const int nv)
+INLINE void product_tile(const frnn_product_args *s, size_t row, size_t panel, ahead next, const int panels, const int rows, const int nv)
 {
     const frnn_panels *matrix = s->panels;
     vf total[MAX_TOTALS];
@@ -117,7 +156,7 @@ INLINE void product_tile(const frnn_product_args *s, size_t row, size_t panel, c
             UNROLL for (int r = 0; r < rows; r++) total[(q * rows + r) * nv + j] = start;
         }
     accumulate(panels, rows, nv, s->a + row * s->a_stride, s->a_stride, panel_weights(matrix, panel), frnn_panel_row(matrix) * matrix->k,
-               matrix->k, total);
+               matrix->k, next, total);
     UNROLL for (int q = 0; q < panels; q++)
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int j = 0; j < nv; j++)
@@ -125,10 +164,10 @@ INLINE void product_tile(const frnn_product_args *s, size_t row, size_t panel, c
                         total[(q * rows + r) * nv + j]);
 }
 
-TILES(product_1, 1, product_tile(args, row, panel, panels, rows, 1))
-TILES(product_2, 2, product_tile(args, row, panel, panels, rows, 2))
-TILES(product_3, 3, product_tile(args, row, panel, panels, rows, 3))
-TILES(product_4, 4, product_tile(args, row, panel, panels, rows, 4))
+TILES(product_1, 1, product_tile(args, row, panel, next, panels, rows, 1))
+TILES(product_2, 2, product_tile(args, row, panel, next, panels, rows, 2))
+TILES(product_3, 3, product_tile(args, row, panel, next, panels, rows, 3))
+TILES(product_4, 4, product_tile(args, row, panel, next, panels, rows, 4))
 
 static void product(const frnn_product_args *s)
 {
@@ -137,9 +176,9 @@ static void product(const frnn_product_args *s)
     const frnn_panels *matrix = s->panels;
     size_t gates = matrix->gates, full = s->panel_end;
     if (full > s->panel_begin && frnn_panel_width(matrix, full - 1) < matrix->width) full--;
-    run_tiles(s, matrix, s->rows, s->panel_begin, full, sets + gates * matrix->width - matrix->width);
+    run_tiles(s, matrix, s->rows, s->panel_begin, full, false, sets + gates * matrix->width - matrix->width);
     if (full < s->panel_end) {
         size_t width = frnn_panel_width(matrix, full);
-        run_tiles(s, matrix, s->rows, full, s->panel_end, sets + gates * width - width);
+        run_tiles(s, matrix, s->rows, full, s->panel_end, false, sets + gates * width - width);
     }
 }

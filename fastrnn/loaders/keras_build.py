@@ -1,0 +1,297 @@
+"""The :class:`~fastrnn.spec.ModelSpec` of a Keras model or layer.
+
+A model is walked from its outputs, so only the layers that they need are converted.  Masks, which Keras attaches to
+tensors behind the scenes, become tensors of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from ..errors import FormatError, UnsupportedError
+from ..spec import ModelSpec, Node, Tensor
+from .files import name_list, short
+from .keras_config import Call, Config, Value, class_and_config, node, section
+from .keras_file import LayerWeights, Version
+from .keras_graph import MASK, MODELS, Arguments, Layer, Model, Ref, parse_model
+from .keras_layers import CONVERTERS, RECURRENT, input_value
+from .limits import MAX_CALLS
+
+
+def build_spec(
+    config: Any, weights: LayerWeights, version: Version, where: str, outputs: Iterable[str] | None = None
+) -> ModelSpec:
+    """Convert a serialized model; ``outputs`` names the layers or tensors to keep, None keeps all outputs.
+
+    Raises
+    ------
+    FormatError
+        The configuration is damaged or does not fit the weights, or there is no such output.
+    UnsupportedError
+        It needs layers that are not supported; one error names all of them.
+    """
+    model = parse_model(config, weights, is_top=True)
+    graph = _Graph(version)
+    scope = _Scope(graph, model, "", None)
+    if outputs is None:
+        wanted = model.outputs
+        scope.evaluate(model.inputs)
+    else:
+        wanted = [ref for name in ([outputs] if isinstance(outputs, str) else outputs) for ref in _select(model, name)]
+        if not wanted:
+            raise FormatError(f"outputs= is empty; name some of {name_list(model.layers)}")
+    values = scope.evaluate(wanted)
+    graph.raise_problems()
+    nodes, tensors = _name_outputs(graph.nodes, [ref.name for ref in scope.expanded(wanted)], values)
+    used = {name for n in nodes for name in n.inputs} | {tensor.name for tensor in tensors}
+    inputs = [
+        Tensor(value.name, value.shape, _input_dtype(value.name, model.layers[ref.layer].config, nodes))
+        for ref in model.inputs
+        for value in scope.known(ref)
+        if outputs is None or value.name in used
+    ]
+    for layer in model.layers.values():
+        if layer.name not in scope.visited and layer.weights is not None:
+            layer.weights.drop()
+    _check_leftovers(weights)
+    spec = ModelSpec(nodes, inputs, tensors, source=where)
+    spec.validate()
+    return spec
+
+
+def layer_spec(serialized: Any, weights: LayerWeights, version: Version, where: str) -> ModelSpec:
+    """Convert one serialized layer; its input is called x.  A recurrent layer also gives its final state.
+
+    Raises
+    ------
+    FormatError, UnsupportedError
+        As for a whole model.
+    """
+    class_name, config = class_and_config(serialized, "the layer")
+    name = str(config.get("name") or class_name)
+    x = input_value("x", {"batch_shape": section(serialized, "build_config", {}).get("input_shape")})
+    graph = _Graph(version)
+    values = graph.convert(Layer(name, class_name, _without_states(config), weights), name, [x], [])
+    graph.raise_problems()
+    nodes, outputs = _name_outputs(graph.nodes, [name], values or [])
+    is_recurrent = class_name in RECURRENT
+    if is_recurrent:
+        x = Value("x", (None, None, nodes[0].weights["weight_ih_l0"].shape[1]))
+        nodes[-1].outputs = (name, *(f"{name}/{kind}_n" for kind in ("hc" if nodes[-1].op == "lstm" else "h")))
+    _check_leftovers(weights)
+    inputs = [Tensor("x", x.shape, _input_dtype("x", {}, nodes))]
+    spec = ModelSpec(nodes, inputs, outputs, nested_state=is_recurrent and len(nodes) == 1, source=where)
+    spec.validate()
+    return spec
+
+
+def find_layers(config: Any, weights: LayerWeights, names: list[str]) -> dict[str, tuple[dict[str, Any], LayerWeights]]:
+    """The serialized form and the weights of some layers of a model, by name."""
+    layers = parse_model(config, weights, is_top=True).layers
+    found = {name: layers[name] for name in names if name in layers and layers[name].weights is not None}
+    if missing := set(names) - set(found):
+        raise FormatError(f"no layer is called {name_list(missing)}; its layers: {name_list(layers)}")
+    return {
+        name: ({"class_name": layer.class_name, "config": layer.config}, layer.weights)
+        for name, layer in found.items()
+        if layer.weights is not None
+    }
+
+
+def _without_states(config: Config) -> Config:
+    """The configuration of a layer, and of those that it wraps, with return_state false."""
+    wrapped = {
+        key: {**config[key], "config": {**section(config[key], "config"), "return_state": False}}
+        for key in ("layer", "backward_layer")
+        if isinstance(config.get(key), dict)
+    }
+    return {**config, **wrapped, "return_state": False}
+
+
+class _Graph:
+    """The nodes of a model and of the models nested in it, and what stands in the way of running them."""
+
+    def __init__(self, version: Version):
+        self.version = version
+        self.nodes: list[Node] = []
+        self.problems: dict[str, str] = {}
+        self._calls = 0
+
+    def count_call(self) -> None:
+        self._calls += 1
+        if self._calls > MAX_CALLS:
+            raise FormatError(f"more than {MAX_CALLS} calls of layers; the configuration is damaged")
+
+    def convert(
+        self, layer: Layer, name: str, x: list[Value], states: list[Value], problem: str = ""
+    ) -> list[Value] | None:
+        """Convert a call of a layer; None, and a problem, where that is not possible."""
+        try:
+            if layer.class_name not in CONVERTERS and layer.class_name not in MODELS:
+                raise UnsupportedError("this class is not supported")
+            if problem or len(x) != 1:
+                raise UnsupportedError(problem or f"it is called with {len(x)} tensors, expected 1")
+            if layer.weights is None:
+                raise FormatError("it has no weights")
+            call = Call(name, layer.class_name, layer.config, layer.weights, self.version, x[0], tuple(states))
+            nodes, values = CONVERTERS[layer.class_name](call)
+        except UnsupportedError as error:
+            self.problems[name] = f"{layer.class_name} {layer.name!r}: {error}"
+            return None
+        except FormatError as error:
+            raise FormatError(f"{layer.class_name} {layer.name!r}: {error}") from None
+        if not layer.shared:
+            layer.shared = [n.weights for n in nodes]
+        for new, first in zip(nodes, layer.shared, strict=True):  # further calls share the arrays
+            new.weights = first
+        self.nodes += nodes
+        return values
+
+    def raise_problems(self) -> None:
+        """One error for all layers that cannot be run."""
+        if self.problems:
+            lines = "\n  ".join(self.problems.values())
+            raise UnsupportedError(
+                f"{len(self.problems)} layer(s) cannot be run:\n  {lines}\nSupported are"
+                f" {', '.join(CONVERTERS)}. Replace the others in Keras, or load only what works: outputs=[layer, ...]."
+            )
+
+
+class _Scope:
+    """The calls of one model (or of one call of a nested model) and their values."""
+
+    def __init__(self, graph: _Graph, model: Model, prefix: str, feeds: list[Value] | None):
+        self._graph, self._model, self._prefix = graph, model, prefix
+        self._feeds = {ref.layer: value for ref, value in zip(model.inputs, feeds or [])}  # noqa: B905
+        self._values: dict[tuple[str, int], list[Value] | None] = {}
+
+    @property
+    def visited(self) -> set[str]:
+        """Names of the layers that were called."""
+        return {layer for layer, _ in self._values}
+
+    def evaluate(self, refs: list[Ref]) -> list[Value]:
+        """Convert all calls that ``refs`` need and return their values."""
+        pending, opened = [ref[:2] for ref in reversed(refs)], set()
+        while pending:
+            key = pending[-1]
+            needed = [] if key in self._values else [ref[:2] for ref in self._call(key).refs]
+            if missing := [dependency for dependency in needed if dependency not in self._values]:
+                if key in opened:
+                    raise FormatError(f"layer {short(key[0])} depends on itself; the file is damaged")
+                opened.add(key)
+                pending += reversed(missing)
+                continue
+            pending.pop()
+            if key not in self._values:
+                self._values[key] = self._run(*key)
+        return [value for ref in refs for value in self.known(ref)]
+
+    def known(self, ref: Ref) -> list[Value]:
+        """The values of an evaluated reference; none if it was not evaluated, a stand-in if it could not be."""
+        if ref[:2] not in self._values:
+            return []
+        values = self._values[ref[:2]]
+        if values is None:
+            return [Value(ref.name)]
+        if ref.tensor is None:
+            return values
+        if ref.tensor == MASK:
+            return [Value(values[0].mask)]
+        if not 0 <= ref.tensor < len(values):
+            raise FormatError(f"output {ref.tensor} of layer {short(ref.layer)} is used, it has {len(values)}")
+        return [values[ref.tensor]]
+
+    def expanded(self, refs: list[Ref]) -> list[Ref]:
+        """The evaluated references, those to all outputs of a call one by one."""
+        return [
+            ref._replace(tensor=k) if ref.tensor is None else ref for ref in refs for k in range(len(self.known(ref)))
+        ]
+
+    def _call(self, key: tuple[str, int]) -> Arguments:
+        layer = self._model.layers.get(key[0])
+        if layer is not None and layer.class_name == "InputLayer" and key[1] == 0:
+            return Arguments([], [], [])
+        if layer is None or key not in self._model.arguments:
+            raise FormatError(f"call {key[1]} of layer {short(key[0])} is used, which does not exist")
+        return self._model.arguments[key]
+
+    def _run(self, name: str, call: int) -> list[Value] | None:
+        graph, layer, arguments = self._graph, self._model.layers[name], self._call((name, call))
+        graph.count_call()
+        if layer.class_name == "InputLayer":
+            if name in self._feeds:
+                return [self._feeds[name]]
+            try:
+                return [input_value(self._prefix + name, layer.config)]
+            except UnsupportedError as error:
+                graph.problems[self._prefix + name] = f"InputLayer {name!r}: {error}"
+                return None
+        full_name = self._prefix + Ref(name, call, 0).name
+        x, states = ([value for ref in refs for value in self.known(ref)] for refs in (arguments.x, arguments.states))
+        for k, mask in enumerate(arguments.masks):
+            if mask:
+                x[k] = replace(x[k], mask=self.known(mask)[0].name)
+        if layer.class_name not in MODELS or arguments.problem:
+            return graph.convert(layer, full_name, x, states, arguments.problem)
+        if layer.model is None:
+            assert layer.weights is not None
+            layer.model = parse_model({"class_name": layer.class_name, "config": layer.config}, layer.weights)
+        if len(layer.model.inputs) != len(x):
+            raise FormatError(
+                f"model {name!r} is called with {len(x)} tensors, it has {len(layer.model.inputs)} inputs"
+            )
+        return _Scope(graph, layer.model, f"{full_name}/", x).evaluate(layer.model.outputs)
+
+
+def _select(model: Model, name: str) -> list[Ref]:
+    """The tensors that a name stands for: one tensor, or all model outputs of a layer, or all outputs of a layer."""
+    if found := [ref for ref in model.outputs if ref.layer == name]:
+        return found
+    if found := [ref for ref in model.outputs if ref.name == name]:
+        return found
+    layer, _, tensor = name.rpartition(":")
+    if layer in model.layers and tensor.isdecimal():
+        return [Ref(layer, 0, int(tensor))]
+    if name not in model.layers:
+        raise FormatError(f"there is no layer or output {name!r}; the layers are {name_list(model.layers)}")
+    return [Ref(name, 0, None)]
+
+
+def _name_outputs(nodes: list[Node], names: list[str], values: list[Value]) -> tuple[list[Node], list[Tensor]]:
+    """Give the outputs the names of their layers, where a layer such as Dropout passes a tensor of another one on."""
+    written = {name for n in nodes for name in n.outputs}
+    taken = {value.name for name, value in zip(names, values, strict=True) if name == value.name}
+    tensors = []
+    for name, value in zip(names, values, strict=True):
+        if name != value.name and value.name in written - taken:
+            nodes = [_renamed(n, value.name, name) for n in nodes]
+            values = [replace(v, name=name) if v.name == value.name else v for v in values]
+            taken.add(name)
+        elif name != value.name:
+            nodes = [*nodes, node("activation", name, (value.name,), (name,), {})]
+        tensors.append(Tensor(name, value.shape))
+    return nodes, tensors
+
+
+def _renamed(n: Node, old: str, new: str) -> Node:
+    inputs, outputs = (tuple(new if name == old else name for name in names) for names in (n.inputs, n.outputs))
+    return replace(n, inputs=inputs, outputs=outputs)
+
+
+def _input_dtype(name: str, config: Config, nodes: list[Node]) -> str:
+    readers = [n for n in nodes if name in n.inputs]
+    if readers and all(n.op == "embedding" for n in readers):
+        return "int64"
+    return "bool" if config.get("dtype") == "bool" else "float32"
+
+
+def _check_leftovers(weights: LayerWeights) -> None:
+    """Tensors that no layer asked for are an error that names all of them."""
+    if left := {stored.name for stored in weights.found.values()} - weights.used:
+        raise FormatError(
+            f"{len(left)} weight(s) belong to no layer of the configuration: {name_list(left)}; do the configuration"
+            " and the weights belong together?"
+        )

@@ -1,0 +1,195 @@
+"""Random recurrent layers over all variants, with their inputs and what the float64 reference says of them.
+
+A :class:`Case` is a value: equal cases have equal weights and inputs, so the reference runs once for all instruction
+sets and backends, and an assertion that names a case says how to make it again.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from tolerances import RECURRENT
+
+import fastrnn
+from fastrnn import reference
+from fastrnn.spec import GATES, Node, weight_suffixes
+
+CLASSES = {"lstm": fastrnn.LSTM, "gru": fastrnn.GRU, "rnn": fastrnn.RNN}
+SIZES = (1, 2, 7, 9, 15, 16, 17, 33, 100)  # one, odd, and both sides of every vector length
+SUM_BLOCKS = (130, 257)  # dot products of two and three blocks of 128
+MERGES = ("concat", "sum", "mul", "ave")
+DIRECTIONS = ("forward", "reverse", *(f"bidirectional {merge}" for merge in MERGES))
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lstm": ("lstm", {}),
+    "lstm projection": ("lstm", {"proj": True}),
+    "lstm projection clipped": ("lstm", {"proj": True, "proj_clip": 0.1}),
+    "lstm peephole": ("lstm", {"peephole": True}),
+    "lstm coupled": ("lstm", {"coupled_input_forget": True}),
+    "lstm clip": ("lstm", {"clip": 0.4}),
+    "lstm cell_clip": ("lstm", {"cell_clip": 0.3}),
+    "lstm hard": ("lstm", {"gate_activation": "hard_sigmoid", "cell_activation": "relu", "hidden_activation": "softsign"}),
+    "lstm everything": (
+        "lstm",
+        {"proj": True, "peephole": True, "coupled_input_forget": True, "clip": 0.8, "cell_clip": 0.5, "proj_clip": 0.2},
+    ),
+    "gru": ("gru", {}),
+    "gru reset before": ("gru", {"reset_after": False}),
+    "gru take": ("gru", {"update_gate": "take"}),
+    "gru take reset before": ("gru", {"update_gate": "take", "reset_after": False}),
+    "gru clip": ("gru", {"clip": 0.4}),
+    "gru clip reset before": ("gru", {"clip": 0.4, "reset_after": False}),
+    "gru hard": ("gru", {"gate_activation": "hard_sigmoid", "cell_activation": "relu"}),
+    "gru hard take": ("gru", {"gate_activation": "hard_sigmoid", "update_gate": "take", "reset_after": False}),
+    "rnn": ("rnn", {}),
+    "rnn relu": ("rnn", {"activation": "relu"}),
+    "rnn clip": ("rnn", {"clip": 0.4}),
+}
+"""Every cell and every option of its equations."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recurrent layer and a call of it; what is at its default is left out of the text."""
+
+    op: str = "lstm"
+    input_size: int = 3
+    hidden_size: int = 5
+    batch: int = 2
+    seq_len: int = 4
+    proj: bool = False
+    peephole: bool = False
+    bias: bool = True
+    state: bool = True
+    direction: str = "forward"
+    """One of ``DIRECTIONS``."""
+    options: tuple[tuple[str, Any], ...] = ()
+    """The other attributes of the node."""
+    scale: float = 1.2
+    """Of the weights."""
+    seed: int = 0
+
+    @classmethod
+    def of(cls, variant: str, **changes: Any) -> Case:
+        """A case of one of ``VARIANTS``; ``changes`` are fields or attributes."""
+        op, options = VARIANTS[variant]
+        known = {field.name for field in fields(cls)}
+        merged = options | changes
+        attrs = {key: value for key, value in merged.items() if key not in known}
+        return cls(op, **{k: v for k, v in merged.items() if k in known}, options=tuple(attrs.items()))
+
+    def __str__(self) -> str:
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "options"}
+        given = {f.name: own[f.name] for f in fields(self) if f.name in own and own[f.name] != f.default}
+        return f"Case({', '.join(f'{k}={v!r}' for k, v in (given | dict(self.options)).items())})"
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        direction, *merge = self.direction.split()
+        return dict(self.options) | {"direction": direction} | ({"merge": merge[0]} if merge else {})
+
+    @functools.cached_property
+    def node(self) -> Node:
+        """The layer as the reference takes it."""
+        rng = np.random.default_rng(self.seed)
+        node = Node(self.op, self.op, ("x",), ("y",), self.attrs)
+        rows = len(GATES[self.op]) * self.hidden_size
+        output = self.output_size
+        for k, suffix in enumerate(weight_suffixes(node.attr("num_layers"), node.attr("direction"))):
+            inputs = self.input_size if k < self.directions else self.directions * output
+            shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, inputs), "weight_hh": (rows, output)}
+            if self.bias:
+                shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+            if self.proj:
+                shapes["weight_hr"] = (output, self.hidden_size)
+            if self.peephole:
+                shapes["peephole"] = (3 * self.hidden_size,)
+            for name, shape in shapes.items():
+                bound = self.scale / np.sqrt(shape[1]) if len(shape) > 1 else 0.4
+                node.weights[name + suffix] = rng.uniform(-bound, bound, shape).astype(np.float32)
+        return node
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.direction.startswith("bidirectional") else 1
+
+    @property
+    def output_size(self) -> int:
+        return max(1, self.hidden_size // 2) if self.proj else self.hidden_size
+
+    def layer(self, backend: str | None = "packed") -> Any:
+        """The same layer made from arrays by the public class."""
+        attrs, weights = self.attrs, self.node.weights
+        direction, num_layers = attrs.pop("direction"), attrs.pop("num_layers", 1)
+        suffixes = weight_suffixes(num_layers, direction)
+        arrays = {
+            name: [weights[name + suffix] for suffix in suffixes]
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "peephole")
+            if name + "_l0" in weights
+        }
+        attrs |= {"bidirectional": direction == "bidirectional", "reverse": direction == "reverse"}
+        return CLASSES[self.op](**arrays, **attrs, backend=backend)
+
+    @functools.cached_property
+    def x(self) -> np.ndarray:
+        shape = (self.batch, self.seq_len) if self.node.attr("batch_first") else (self.seq_len, self.batch)
+        return self._normal(1, *shape, self.input_size)
+
+    @functools.cached_property
+    def initial(self) -> Any:
+        """The initial state as the layer takes it: None, h or (h, c)."""
+        if not self.state:
+            return None
+        count = self.node.attr("num_layers") * self.directions
+        h = self._normal(2, count, self.batch, self.output_size)
+        return (h, self._normal(3, count, self.batch, self.hidden_size)) if self.op == "lstm" else h
+
+    def _normal(self, stream: int, *shape: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, stream]).standard_normal(shape, np.float32)
+
+    def expected(self, **call: Any) -> list[np.ndarray]:
+        """y, h_n and, of an LSTM, c_n in float64; ``call`` is lengths or mask."""
+        return reference_of(self) if not call else self._reference(**call)
+
+    def _reference(self, **call: Any) -> list[np.ndarray]:
+        results = reference.recurrent(self.node, self.x, *parts(self.initial), **call)
+        return [array for array in results if array is not None]
+
+
+@functools.cache
+def reference_of(case: Case) -> list[np.ndarray]:
+    return case._reference()
+
+
+def parts(state: Any) -> list[np.ndarray]:
+    """A state as a list: nothing, [h] or [h, c]."""
+    return [] if state is None else list(state) if isinstance(state, tuple) else [state]
+
+
+def flat(result: tuple[np.ndarray, Any]) -> list[np.ndarray]:
+    """What a layer returns, as [y, h] or [y, h, c]."""
+    y, state = result
+    return [y, *parts(state)]
+
+
+def assert_close(ours: list[np.ndarray], want: list[np.ndarray], note: Any, tolerance: float = RECURRENT) -> None:
+    """Every array has the shape, the type and, within the tolerance, the values that the reference gives."""
+    for k, (a, b) in enumerate(zip(ours, want, strict=True)):
+        assert a.shape == b.shape, f"array {k} has shape {a.shape}, expected {b.shape}: {note}"
+        assert a.dtype == np.float32, f"array {k} is {a.dtype}: {note}"
+        worst = error(a, b)
+        assert worst <= tolerance, f"array {k} has error {worst:.2e}, at most {tolerance:.0e}: {note}"
+
+
+def error(ours: np.ndarray, want: np.ndarray) -> float:
+    """The largest difference, relative to values above 1; NaN where only one side has it."""
+    return float(np.max(np.abs(ours - want) / np.maximum(1, np.abs(want)), initial=0))
+
+
+def assert_bits(ours: list[np.ndarray], want: list[np.ndarray], note: Any) -> None:
+    """The same numbers exactly; NaN equals NaN."""
+    for k, (a, b) in enumerate(zip(ours, want, strict=True)):
+        assert np.array_equal(a, b, equal_nan=True), f"array {k} of {len(ours)} differs: {note}"
