@@ -88,9 +88,29 @@ cdef int check(c_api.frnn_status status) except -1:
     raise RuntimeError(f"unexpected status {status} from the C library")
 
 
-cdef const float *floats(array) except? NULL:
+cdef float *floats(array) except? NULL:
     """Data of a float32 array; NULL for None."""
-    return NULL if array is None else <const float *> cnp.PyArray_DATA(<cnp.ndarray> array)
+    return NULL if array is None else <float *> cnp.PyArray_DATA(<cnp.ndarray> array)
+
+
+cdef bint is_exact(object array, int ndim, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, bint writable):
+    """Whether this is a float32 array of shape (a, b, c) that can be used as it is."""
+    cdef cnp.ndarray x
+    if not cnp.PyArray_CheckExact(array):
+        return False
+    x = <cnp.ndarray> array
+    if cnp.PyArray_TYPE(x) != cnp.NPY_FLOAT32 or cnp.PyArray_NDIM(x) != ndim or not cnp.PyArray_ISCARRAY_RO(x):
+        return False
+    if writable and not cnp.PyArray_ISWRITEABLE(x):
+        return False
+    return cnp.PyArray_DIM(x, 0) == a and cnp.PyArray_DIM(x, 1) == b and cnp.PyArray_DIM(x, 2) == c
+
+
+cdef bint overlap(cnp.ndarray a, cnp.ndarray b):
+    """Whether two contiguous arrays share memory."""
+    cdef const char *a_data = <const char *> cnp.PyArray_DATA(a)
+    cdef const char *b_data = <const char *> cnp.PyArray_DATA(b)
+    return a_data < b_data + cnp.PyArray_NBYTES(b) and b_data < a_data + cnp.PyArray_NBYTES(a)
 
 
 cdef c_api.frnn_activation activation(tuple value):
@@ -132,7 +152,8 @@ cdef class RecurrentHandle:
     """
 
     cdef c_api.frnn_recurrent *net
-    cdef size_t input_size, hidden_size, output_size
+    cdef size_t input_size, hidden_size, output_size, states
+    cdef bint has_c
     cdef double flops_a_step
 
     def __cinit__(self, str cell, list weights, size_t input_size, size_t hidden_size, size_t proj_size, size_t num_layers,
@@ -162,6 +183,7 @@ cdef class RecurrentHandle:
         finally:
             free(arrays)
         self.input_size, self.hidden_size, self.output_size = input_size, hidden_size, proj_size or hidden_size
+        self.states, self.has_c = num_layers * directions, cell == "lstm"
         self.flops_a_step = c_api.frnn_recurrent_bytes(self.net) / 2
 
     def __dealloc__(self):
@@ -190,7 +212,7 @@ cdef class RecurrentHandle:
         cdef c_api.frnn_recurrent_plan plan = c_api.frnn_recurrent_explain(self.net, &call)
         return {"isa": plan.isa.decode(), "split": plan.split.decode(), "threads": plan.threads, "chunk_steps": plan.chunk_steps}
 
-    def forward(self, cnp.ndarray x, bint batch_first, h_0, c_0, y, h_n, c_n, lengths, times, str padding, bint reverse_output,
+    cpdef forward(self, cnp.ndarray x, bint batch_first, h_0, c_0, y, h_n, c_n, lengths, times, str padding, bint reverse_output,
                 size_t threads):
         """Run x, (batch, seq_len, input_size) or time first, into y, h_n and c_n; see frnn_recurrent_call."""
         cdef Py_ssize_t batch = cnp.PyArray_DIM(x, 0 if batch_first else 1), seq_len = cnp.PyArray_DIM(x, 1 if batch_first else 0)
@@ -203,14 +225,14 @@ cdef class RecurrentHandle:
         call.x_time_stride = self.input_size * (1 if batch_first else batch)
         if y is not None:
             features = cnp.PyArray_DIM(<cnp.ndarray> y, 2)
-            call.y = <float *> floats(y)
+            call.y = floats(y)
             call.y_batch_stride = features * (seq_len if batch_first else 1)
             call.y_time_stride = features * (1 if batch_first else batch)
             if reverse_output and seq_len > 0:
                 call.y += (seq_len - 1) * call.y_time_stride
                 call.y_time_stride = -call.y_time_stride
         call.h_0, call.c_0 = floats(h_0), floats(c_0)
-        call.h_n, call.c_n = <float *> floats(h_n), <float *> floats(c_n)
+        call.h_n, call.c_n = floats(h_n), floats(c_n)
         if lengths is not None:
             call.lengths = <const int64_t *> cnp.PyArray_DATA(<cnp.ndarray> lengths)
         if times is not None:
@@ -224,6 +246,53 @@ cdef class RecurrentHandle:
                 finished = c_api.frnn_recurrent_forward(self.net, &call, memory)
         if not finished:
             raise_pending()
+
+
+    def forward_exact(self, x, state, out, bint batch_first, Py_ssize_t features, size_t threads):
+        """Run the plain call, whole sequences from ``state`` into ``out``, where every array already is what C takes.
+
+        False: something is not, and nothing was done; the caller then converts it or says what is wrong.  Checked here
+        because a step of a small network takes less time than these questions asked in Python.
+        """
+        cdef Py_ssize_t states = self.states, batch, seq_len, k, n
+        cdef bint has_c = self.has_c
+        if not cnp.PyArray_CheckExact(x) or cnp.PyArray_NDIM(<cnp.ndarray> x) != 3 or type(out) is not tuple or len(<tuple> out) != 2:
+            return False
+        batch = cnp.PyArray_DIM(<cnp.ndarray> x, 0 if batch_first else 1)
+        seq_len = cnp.PyArray_DIM(<cnp.ndarray> x, 1 if batch_first else 0)
+        y, state_out = <tuple> out
+        h_0 = c_0 = c_n = None
+        h_n = state_out
+        if has_c:
+            if type(state_out) is not tuple or len(<tuple> state_out) != 2:
+                return False
+            h_n, c_n = <tuple> state_out
+            if state is not None:
+                if type(state) is not tuple or len(<tuple> state) != 2:
+                    return False
+                h_0, c_0 = <tuple> state
+        else:
+            h_0 = state
+        if not (
+            is_exact(x, 3, (<cnp.ndarray> x).shape[0], (<cnp.ndarray> x).shape[1], self.input_size, False)
+            and is_exact(y, 3, (<cnp.ndarray> x).shape[0], (<cnp.ndarray> x).shape[1], features, True)
+            and is_exact(h_n, 3, states, batch, self.output_size, True)
+            and (c_n is None or is_exact(c_n, 3, states, batch, self.hidden_size, True))
+            and (h_0 is None or is_exact(h_0, 3, states, batch, self.output_size, False))
+            and (c_0 is None or is_exact(c_0, 3, states, batch, self.hidden_size, False))
+        ):
+            return False
+        written, read = (y, h_n, c_n), (x, h_0, c_0)
+        for k in range(3):
+            if written[k] is None:
+                continue
+            for n in range(3):
+                if read[n] is not None and overlap(<cnp.ndarray> written[k], <cnp.ndarray> read[n]):
+                    return False
+                if n < k and overlap(<cnp.ndarray> written[k], <cnp.ndarray> written[n]):
+                    return False
+        self.forward(<cnp.ndarray> x, batch_first, h_0, c_0, y, h_n, c_n, None, None, "zero", False, threads)
+        return True
 
 
 # ---- Dense ----
@@ -248,7 +317,7 @@ cdef class DenseHandle:
     def forward(self, Py_ssize_t rows, cnp.ndarray x, cnp.ndarray y, size_t threads):
         """y = activation(x W^T + b) for `rows` rows."""
         cdef const float *from_x = floats(x)
-        cdef float *to_y = <float *> floats(y)
+        cdef float *to_y = floats(y)
         cdef void *memory = scratch(c_api.frnn_dense_scratch(self.layer, rows, threads))
         with nogil:
             c_api.frnn_dense_forward(self.layer, rows, from_x, to_y, threads, memory)
@@ -260,7 +329,7 @@ def activate(tuple act, cnp.ndarray x, cnp.ndarray y):
     """y = activation(x)"""
     cdef c_api.frnn_activation a = activation(act)
     cdef const float *from_x = floats(x)
-    cdef float *to_y = <float *> floats(y)
+    cdef float *to_y = floats(y)
     cdef size_t n = cnp.PyArray_SIZE(x)
     with nogil:
         c_api.frnn_activate(a, n, from_x, to_y)
@@ -269,7 +338,7 @@ def activate(tuple act, cnp.ndarray x, cnp.ndarray y):
 def softmax(Py_ssize_t rows, Py_ssize_t n, cnp.ndarray x, cnp.ndarray y, bint logarithm):
     """y = softmax(x) over each row of n"""
     cdef const float *from_x = floats(x)
-    cdef float *to_y = <float *> floats(y)
+    cdef float *to_y = floats(y)
     with nogil:
         c_api.frnn_softmax(rows, n, from_x, to_y, logarithm)
 
@@ -279,7 +348,7 @@ def layer_norm(Py_ssize_t rows, Py_ssize_t n, cnp.ndarray x, weight, bias, float
     cdef const float *from_x = floats(x)
     cdef const float *w = floats(weight)
     cdef const float *b = floats(bias)
-    cdef float *to_y = <float *> floats(y)
+    cdef float *to_y = floats(y)
     with nogil:
         c_api.frnn_layer_norm(rows, n, from_x, w, b, eps, to_y)
 
@@ -289,6 +358,6 @@ def scale_shift(Py_ssize_t rows, Py_ssize_t n, cnp.ndarray x, cnp.ndarray scale,
     cdef const float *from_x = floats(x)
     cdef const float *by = floats(scale)
     cdef const float *plus = floats(shift)
-    cdef float *to_y = <float *> floats(y)
+    cdef float *to_y = floats(y)
     with nogil:
         c_api.frnn_scale_shift(rows, n, from_x, by, plus, to_y)

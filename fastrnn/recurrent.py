@@ -26,18 +26,23 @@ _CHOICES = {
 }
 
 
+def _parts(name: str, value: Any) -> list[Any]:
+    """The arrays of one parameter: a sequence of matrices (vectors, for biases and peepholes) is one for each layer."""
+    axes = 2 if name.startswith("weight") else 1
+    several = isinstance(value, (list, tuple)) and len(value) > 0 and np.ndim(value[0]) == axes
+    return list(value) if several else [value]
+
+
 def _named(values: dict[str, Any], suffixes: list[str]) -> dict[str, Any]:
-    """Spread arrays, or sequences of arrays in the order of ``suffixes``, over suffixed names."""
-    named = {}
+    """Spread parameters over suffixed names."""
+    named: dict[str, Any] = {}
     for name, value in values.items():
-        several = isinstance(value, (list, tuple)) and len(value) > 0 and np.ndim(value[0]) > 0 and not np.isscalar(value[0][0])
-        several = several or (isinstance(value, (list, tuple)) and name not in ("weight_ih", "weight_hh", "weight_hr"))
-        parts = list(value) if several else [value]
-        if value is not None and len(parts) != len(suffixes):
-            raise ShapeError(
-                f"{name} must be a sequence of {len(suffixes)} arrays, one for each of {', '.join(suffixes)}; got {len(parts)}"
-            )
-        named |= {name + suffix: part for suffix, part in zip(suffixes, parts)} if value is not None else {}
+        if value is None:
+            continue
+        parts = _parts(name, value)
+        if len(parts) != len(suffixes):
+            raise ShapeError(f"{name} must be {len(suffixes)} arrays, one for each of {', '.join(suffixes)}; got {len(parts)}")
+        named |= {name + suffix: part for suffix, part in zip(suffixes, parts)}
     return named
 
 
@@ -141,6 +146,7 @@ class Recurrent(Layer):
         if node.attr("reverse_output") and self.bidirectional:
             raise UnsupportedError(f"{self.name!r}: reverse_output orders the steps of one direction; flip a half of y after the call")
         self._reverse_output = bool(node.attr("reverse_output")) and node.attr("direction") == "reverse"
+        self._plain = not self._last_only and not self._reverse_output
         self._zero_masked = bool(node.attr("zero_output_for_mask"))
 
     def last(self) -> Recurrent:
@@ -193,6 +199,10 @@ class Recurrent(Layer):
         ShapeError
             Anything does not fit; said before any memory is taken.
         """
+        if self._plain and type(x) is np.ndarray and lengths is None and mask is None and outputs is None:
+            place = self._new_out(x) if out is None else out
+            if self._handle.forward_exact(x, state, place, self.batch_first, self._features, self.threads or runtime.get_num_threads()):
+                return place
         if isinstance(x, (list, tuple)):
             x, lengths = self._pad(x, lengths, mask)
         x = as_float32(x, "x")
@@ -232,6 +242,14 @@ class Recurrent(Layer):
         if unbatched:
             y, h_n, c_n = self._unbatch(y, h_n, c_n, last)
         return y, ((h_n, c_n) if self.has_c else h_n)
+
+    def _new_out(self, x: np.ndarray) -> tuple[np.ndarray, State] | None:
+        """Arrays for the result of a plain call."""
+        if x.ndim != 3:
+            return None
+        h, c = self._new_state(x.shape[0] if self.batch_first else x.shape[1])
+        y = np.empty((*x.shape[:2], self._features), np.float32)
+        return y, ((h, c) if self.has_c else h)
 
     def _x_message(self, x: np.ndarray, unbatched: bool) -> str:
         axes = "(batch, seq_len" if self.batch_first else "(seq_len, batch"
@@ -596,12 +614,10 @@ def _recurrent_node(op: str, name: str, weights: dict[str, Any], options: dict[s
     bidirectional, reverse = options.pop("bidirectional", False), options.pop("reverse", False)
     if bidirectional and reverse:
         raise ShapeError("bidirectional and reverse exclude each other")
-    several = weights["weight_ih"] if isinstance(weights["weight_ih"], (list, tuple)) else None
-    arrays = len(several) if several is not None and np.ndim(several[0]) == 2 else 1
     directions = 2 if bidirectional else 1
     attrs = dict(options)
     attrs["direction"] = "bidirectional" if bidirectional else "reverse" if reverse else "forward"
-    attrs["num_layers"] = max(1, arrays // directions)
+    attrs["num_layers"] = max(1, len(_parts("weight_ih", weights["weight_ih"])) // directions)
     unknown = _unknown_options(op, attrs)
     if unknown:
         raise TypeError(f"unknown option(s) of {op}: {', '.join(unknown)}; known: {', '.join(OPS[op].attrs)}")

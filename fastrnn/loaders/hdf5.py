@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from .files import need, short
 from .limits import MAX_CONFIG_SIZE, MAX_INFLATION, MAX_NAME_LENGTH, MAX_NESTING, MAX_OBJECTS, check_shape
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
+_HEAP = b"GCOL\x01\0\0\0"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class HDF5File:
         if bytes(data[:8]) != MAGIC:
             raise FormatError("it does not start as an HDF5 file does; is it complete, and is it a Keras file?")
         content = bytes(data)  # its own copy: another process may truncate a mapped file
+        if any(not _is_sound_heap(content, at) for at in _find_all(content, _HEAP)):
+            raise self._damaged("a heap of texts in it has no end")
         self._h5py = h5py
         self._bytes = memoryview(content)
         self._left = MAX_INFLATION * len(data)
@@ -233,6 +237,34 @@ class HDF5File:
             raise
         except Exception as error:
             raise self._damaged(f"reading {what} failed ({type(error).__name__}: {short(str(error))})") from error
+
+
+def _find_all(content: bytes, pattern: bytes) -> Iterator[int]:
+    at = content.find(pattern)
+    while at >= 0:
+        yield at
+        at = content.find(pattern, at + len(pattern))
+
+
+def _is_sound_heap(content: bytes, at: int) -> bool:
+    """Whether the list of objects of a heap ends where the heap does; HDF5 2.0 follows it forever where it does not.
+
+    An object has a header of 16 bytes (number, references, 0, size) and fills whole groups of 8; number 0 is what is
+    free, and its size counts the header.
+    """
+    if at + 16 > len(content):
+        return False
+    end = at + struct.unpack_from("<Q", content, at + 8)[0]
+    if end > len(content):
+        return False
+    at += 16
+    while end - at >= 16:
+        number, size = struct.unpack_from("<H6xQ", content, at)
+        step = size if number == 0 else 16 + (size + 7) // 8 * 8
+        if step < 16 or step > end - at:
+            return False
+        at += step
+    return True
 
 
 def _inflate(raw: memoryview | bytes, size: int) -> bytes:
