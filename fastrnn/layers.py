@@ -155,8 +155,8 @@ class Dense(Layer):
 
     def _problems(self) -> Sequence[str]:
         weight = self.node.weights["weight"]
-        if weight.ndim != 2:
-            return [f"weight must be (output_size, input_size), got {weight.shape}"]
+        if weight.ndim != 2 or 0 in weight.shape:
+            return [f"weight must be (output_size, input_size), both at least 1, got {weight.shape}"]
         return _vector_problems(self.node, weight.shape[0], ["bias"])
 
     def _build(self) -> None:
@@ -220,9 +220,9 @@ class Embedding(Layer):
         whole = ids.dtype.kind in "iu" or (ids.dtype.kind == "f" and bool(np.all(np.floor(ids) == ids)))
         if not whole and ids.size:
             raise ShapeError(f"{self.name!r} takes whole numbers as ids, got dtype {ids.dtype}")
-        ids = ids.astype(np.int64, copy=False)
         if ids.size and (ids.min() < 0 or ids.max() >= len(table)):
             raise ShapeError(f"{self.name!r} takes ids from 0 to {len(table) - 1}, got {ids.min()} to {ids.max()}")
+        ids = ids.astype(np.int64, copy=False)
         return np.take(table, ids, axis=0), ids != 0
 
     @property
@@ -326,6 +326,8 @@ class BatchNorm(Layer):
         x = inputs[0]
         assert x is not None
         if self.node.attr("channels_first") and x.ndim > 2:
+            if x.shape[1] != len(self._scale):
+                raise ShapeError(f"{self.name!r} takes arrays whose axis 1 is {len(self._scale)}, got shape {x.shape}")
             (y,) = self._last(np.ascontiguousarray(np.moveaxis(x, 1, -1)))
             return (np.ascontiguousarray(np.moveaxis(y, -1, 1)),)
         return self._last(x)

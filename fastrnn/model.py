@@ -60,8 +60,9 @@ class Model:
         for layer in self.layers.values():
             layer.threads = threads
         self._steps = [(self.layers[node.name], node) for node in spec.nodes]
-        alone = len(spec.nodes) == 1 and isinstance(next(iter(self.layers.values())), recurrent.Recurrent)
-        self._bare = next(iter(self.layers.values())) if alone and spec.nested_state else None
+        first = next(iter(self.layers.values()))
+        alone = len(spec.nodes) == 1 and spec.nested_state
+        self._bare = first if alone and isinstance(first, recurrent.Recurrent) else None
         self._optional = {t for node in spec.nodes for t, what in zip(node.inputs, OPS[node.op].inputs) if what.endswith("?")}
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
@@ -183,13 +184,13 @@ def Sequential(*layers: Layer) -> Model:  # noqa: N802 (it stands where a class 
         node, name = layer.node, f"{k}_{layer.name}"
         op = OPS[node.op]
         inputs = [tensor if what == "x" or what == "ids" else mask if what == "mask?" else "" for what in op.inputs]
-        outputs = [f"{name}.{what.rstrip('?')}" for what in op.outputs]
+        written = [f"{name}.{what.rstrip('?')}" for what in op.outputs]
         while inputs and not inputs[-1]:
             inputs.pop()
-        nodes.append(Node(node.op, name, tuple(inputs), tuple(outputs), node.attrs, node.weights))
-        tensor = outputs[0]
+        nodes.append(Node(node.op, name, tuple(inputs), tuple(written), node.attrs, node.weights))
+        tensor = written[0]
         if node.op == "masking" or (node.op == "embedding" and node.attr("mask_zero")):
-            mask = outputs[1]
+            mask = written[1]
         elif isinstance(layer, recurrent.Recurrent) and not node.attr("return_sequences"):
             mask = ""
     if not nodes:

@@ -65,7 +65,7 @@ class Recurrent(Layer):
         problems = list(self._attr_problems())
         directions = 2 if node.attr("direction") == "bidirectional" else 1
         hh = w.get("weight_hh_l0")
-        if hh is None or hh.ndim != 2 or hh.shape[0] % self.gates or not hh.shape[0]:
+        if hh is None or hh.ndim != 2 or hh.shape[0] % self.gates or not hh.size:
             return [f"weight_hh must be ({self.gates} * hidden_size, output_size), got {None if hh is None else hh.shape}"]
         hidden = hh.shape[0] // self.gates
         output = w["weight_hr_l0"].shape[0] if "weight_hr_l0" in w and w["weight_hr_l0"].ndim == 2 else hidden

@@ -11,11 +11,15 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+from hypothesis import strategies as st
 from tolerances import RECURRENT
 
 import fastrnn
 from fastrnn import reference
 from fastrnn.spec import GATES, Node, weight_suffixes
+
+ISAS = fastrnn.info()["isas"]
+FMA_ISAS = [isa for isa in ISAS if isa != "generic"]  # the same bits; SSE2 has no FMA, and is the documented exception
 
 CLASSES = {"lstm": fastrnn.LSTM, "gru": fastrnn.GRU, "rnn": fastrnn.RNN}
 SIZES = (1, 2, 7, 9, 15, 16, 17, 33, 100)  # one, odd, and both sides of every vector length
@@ -108,7 +112,7 @@ class Case:
             if self.peephole:
                 shapes["peephole"] = (3 * self.hidden_size,)
             for name, shape in shapes.items():
-                bound = self.scale / np.sqrt(shape[1]) if len(shape) > 1 else 0.4
+                bound = self.scale / np.sqrt(max(1, shape[1])) if len(shape) > 1 else 0.4
                 node.weights[name + suffix] = rng.uniform(-bound, bound, shape).astype(np.float32)
         return node
 
@@ -193,3 +197,36 @@ def assert_bits(ours: list[np.ndarray], want: list[np.ndarray], note: Any) -> No
     """The same numbers exactly; NaN equals NaN."""
     for k, (a, b) in enumerate(zip(ours, want, strict=True)):
         assert np.array_equal(a, b, equal_nan=True), f"array {k} of {len(ours)} differs: {note}"
+
+
+# For hypothesis: layers small enough to be many, some of them large enough to be split over threads.
+
+
+@st.composite
+def cases(draw: st.DrawFn, variants: tuple[str, ...] = tuple(VARIANTS), directions: tuple[str, ...] = DIRECTIONS, **fixed: Any) -> Case:
+    """Any layer; ``fixed`` are fields or attributes that stay as given."""
+    sizes = st.integers(1, 40) | st.sampled_from((64, 100, 130, 257))
+    drawn = {
+        "hidden_size": draw(sizes),
+        "input_size": draw(sizes),
+        "batch": draw(st.integers(1, 8) | st.just(17)),
+        "seq_len": draw(st.integers(1, 9) | st.just(40)),
+        "num_layers": draw(st.sampled_from((1, 1, 2, 3))),
+        "direction": draw(st.sampled_from(directions)),
+        "batch_first": draw(st.booleans()),
+        "bias": draw(st.booleans()),
+        "state": draw(st.booleans()),
+        "seed": draw(st.integers(0, 1000)),
+    }
+    return Case.of(draw(st.sampled_from(variants)), **(drawn | fixed))
+
+
+def take(case: Case, rows: Any, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Rows of the batch of x or y (the first array) and of states."""
+    axis = 0 if case.node.attr("batch_first") else 1
+    return [np.take(array, rows, axis if k == 0 else 1) for k, array in enumerate(arrays)]
+
+
+def state_of(case: Case, parts_: list[np.ndarray]) -> Any:
+    """Back from a list of parts to a state as the layer takes it."""
+    return None if not parts_ else tuple(parts_) if case.op == "lstm" else parts_[0]

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 
 import hypothesis
 import pytest
+from cases import ISAS
 
 import fastrnn
 from fastrnn import runtime
 
 os.environ.setdefault("KERAS_BACKEND", "torch")  # Keras reads it when it is imported
-
-ISAS = fastrnn.info()["isas"]
 
 # Failures must come again on another machine, and a busy machine must not make any.
 hypothesis.settings.register_profile("fastrnn", deadline=None, derandomize=True, max_examples=50)

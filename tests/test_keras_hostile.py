@@ -546,6 +546,21 @@ def legacy() -> bytes:
     return buffer.getvalue()
 
 
+def test_texts_that_claim_more_than_the_file_holds(tmp_path):
+    """HDF5 itself would take 4 GB before it looks, or never come back."""
+    data = legacy()
+    heap = data.index(b"GCOL")
+    for text in (json.dumps(sequential()), "2.4.0"):
+        reference = data.index(struct.pack("<IQ", len(text), heap))
+        damaged = data[:reference] + b"\xff\xff\xff\xff" + data[reference + 4 :]
+        (tmp_path / "m").write_bytes(damaged)
+        assert "longer than the file" in load_with_little_memory(tmp_path / "m", 100 << 20)
+    for step in (0, 8, 2**63, 2**64 - 8):
+        (tmp_path / "m").write_bytes(data[: heap + 16] + struct.pack("<8xQ", step) + data[heap + 32 :])
+        with pytest.raises(FormatError, match="has no end"):
+            load_spec(tmp_path / "m")
+
+
 def outcome(path: Path, data: bytes) -> str:
     path.write_bytes(data)
     try:

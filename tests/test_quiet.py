@@ -56,9 +56,10 @@ STEPS = (
     COUNTED
     + """
 fastrnn.set_num_threads(2)
-make, batch, seq_len = {"lstm": (lstm, 1, 1), "gru": (gru, 1, 1), "batch": (lstm, 8, 1), "threads": (lstm, 8, 20)}[sys.argv[1]]
-layer, x, state, out = make(32, 64), inputs(batch, seq_len, 32), None, None
+make, batch, seq_len = {"lstm": (lstm, 1, 1), "gru": (gru, 1, 1), "batch": (lstm, 8, 1), "threads": (lstm, 8, 8)}[sys.argv[1]]
+layer, x = make(32, 64), inputs(batch, seq_len, 32)
 state, out = state_of(layer, batch), reply(layer, batch, seq_len)
+assert (layer.explain(batch, seq_len)["threads"] == 2) == (sys.argv[1] == "threads")
 
 def steps(n):
     for _ in range(n):
@@ -67,10 +68,11 @@ def steps(n):
 steps(1000)
 gc.collect()
 gc.disable()
-counter.malloc_calls()
 before = counter.malloc_calls()
 steps(10_000)
 calls = counter.malloc_calls() - before
+np.empty(100_000)
+assert counter.malloc_calls() - before > calls, "the counter does not count"
 assert calls == 0, f"{calls} calls of malloc in 10,000 steps"
 """
 )
@@ -148,7 +150,7 @@ layers = {
 for name, layer in layers.items():
     for options in ({}, {"outputs": "last"}):
         short, long = bytes_of(layer, 1000, **options), bytes_of(layer, 100_000, **options)
-        assert 0 < long <= short + 4096, f"{name} {options}: {short} bytes for 1,000 steps, {long} for 100,000"
+        assert 0 < short and long <= short + 4096, f"{name} {options}: {short} bytes for 1,000 steps, {long} for 100,000"
 
 stack = fastrnn.LSTM(two(128, (16, 16, 64, 64)), two(128, (32, 32, 32, 32)), bidirectional=True)
 short, long = bytes_of(stack, 1000), bytes_of(stack, 100_000)

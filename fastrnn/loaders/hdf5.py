@@ -58,11 +58,10 @@ class HDF5File:
             raise need("h5py", "keras") from None
         if bytes(data[:8]) != MAGIC:
             raise FormatError("it does not start as an HDF5 file does; is it complete, and is it a Keras file?")
-        content = bytes(data)  # its own copy: another process may truncate a mapped file
+        self._content = content = bytes(data)  # its own copy: another process may truncate a mapped file
         if any(not _is_sound_heap(content, at) for at in _find_all(content, _HEAP)):
             raise self._damaged("a heap of texts in it has no end")
         self._h5py = h5py
-        self._bytes = memoryview(content)
         self._left = MAX_INFLATION * len(data)
         self._read: dict[str, np.ndarray] = {}
         self.entries: dict[str, Stored] = {}
@@ -96,6 +95,10 @@ class HDF5File:
             is_text = handle.get_type().get_class() == self._h5py.h5t.STRING
             if not is_text or prod(handle.shape) != 1 or handle.get_storage_size() > MAX_CONFIG_SIZE:
                 raise self._damaged(f"attribute {attribute!r} is not a text")
+            if handle.get_type().is_variable_str():  # HDF5 takes memory for what they claim before it looks
+                lengths = list(_text_lengths(self._content, attribute))
+                if not lengths or max(lengths) > len(self._content):
+                    raise self._damaged(f"attribute {attribute!r} is longer than the file")
             value = attributes[attribute]
             value = value.reshape(-1)[0] if isinstance(value, np.ndarray) else value
             return value.decode() if isinstance(value, bytes) else str(value)
@@ -221,9 +224,9 @@ class HDF5File:
         return result
 
     def _slice(self, name: str, offset: int, size: int) -> memoryview:
-        if offset + size > len(self._bytes):
+        if offset + size > len(self._content):
             raise self._damaged(f"the data of dataset {short(name)} lie beyond the end of the file")
-        return self._bytes[offset : offset + size]
+        return memoryview(self._content)[offset : offset + size]
 
     def _damaged(self, what: str) -> FormatError:
         return FormatError(f"the HDF5 file is damaged or was tampered with: {what}; get a fresh copy of it")
@@ -265,6 +268,25 @@ def _is_sound_heap(content: bytes, at: int) -> bool:
             return False
         at += step
     return True
+
+
+def _text_lengths(content: bytes, attribute: str) -> Iterator[int]:
+    """The lengths that variable texts claim which could be the value of ``attribute``, wherever it stands in the file.
+
+    An attribute is a header (version, flags, and the sizes of name, type and shape), these three, and the value.
+    """
+    name = attribute.encode() + b"\0"
+    for at in _find_all(content, name):
+        for version, header_at, unit in ((1, at - 8, 8), (2, at - 8, 1), (3, at - 9, 1)):
+            if header_at < 0 or content[header_at] != version:
+                continue
+            name_size, *sizes = struct.unpack_from("<3H", content, header_at + 2)
+            if name_size != len(name):
+                continue
+            type_at = at + -(-name_size // unit) * unit
+            value_at = type_at + sum(-(-size // unit) * unit for size in sizes)
+            if value_at + 4 <= len(content) and content[type_at] & 15 == 9:  # of variable length
+                yield struct.unpack_from("<I", content, value_at)[0]
 
 
 def _inflate(raw: memoryview | bytes, size: int) -> bytes:

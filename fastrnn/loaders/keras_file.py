@@ -35,6 +35,7 @@ from .files import map_file, name_list, short
 from .hdf5 import MAGIC as HDF5_MAGIC
 from .hdf5 import HDF5File, Stored
 from .limits import MAX_CONFIG_SIZE, MAX_INFLATION, MAX_NESTING
+from .state_dict import as_float32
 
 OPTIMIZER_GROUPS = ("optimizer", "optimizer_weights")
 """Groups at the root of an HDF5 file that hold the state of an optimizer: not part of the model."""
@@ -124,8 +125,7 @@ class LayerWeights:
                 " do the configuration and the weights belong together?"
             )
         self.used.add(stored.name)
-        with np.errstate(over="ignore"):
-            return np.ascontiguousarray(stored.read(), np.float32).reshape(stored.shape)
+        return as_float32(stored.read(), f"weight {label!r}").reshape(stored.shape)
 
     def drop(self) -> None:
         """Mark all weights as known: those of a layer that was not asked for."""

@@ -1,0 +1,248 @@
+"""What the process-wide settings do, and what is said when they cannot be had."""
+
+import numpy as np
+import pytest
+from scripts import check, run
+
+import fastrnn
+from fastrnn import runtime
+
+INFO = fastrnn.info()
+SHOW = "import fastrnn; info = fastrnn.info(); print(info['isa'], info['team'], info['threads'])"
+
+
+def layer(**options):
+    rng = np.random.default_rng(0)
+    return fastrnn.LSTM(rng.standard_normal((32, 4)), rng.standard_normal((32, 8)), **options)
+
+
+# ---- The environment ----
+
+
+@pytest.mark.parametrize("name", INFO["isas"])
+def test_isa_from_the_environment(name):
+    assert check(SHOW, FASTRNN_ISA=name).split()[0] == name
+
+
+@pytest.mark.parametrize("name", INFO["teams"])
+def test_team_from_the_environment(name):
+    assert check(SHOW, FASTRNN_TEAM=name).split()[1] == name
+
+
+def test_threads_from_the_environment():
+    assert check(SHOW, FASTRNN_NUM_THREADS="7").split()[2] == "7"
+
+
+def test_empty_variables_mean_nothing():
+    assert check(SHOW, FASTRNN_ISA="", FASTRNN_TEAM="", FASTRNN_NUM_THREADS="") == check(SHOW)
+
+
+@pytest.mark.parametrize(
+    "name, value, available",
+    [
+        ("FASTRNN_ISA", "sse9", INFO["isas"]),
+        ("FASTRNN_ISA", "AVX2", INFO["isas"]),
+        ("FASTRNN_ISA", "neon" if INFO["machine"] == "x86_64" else "avx2", INFO["isas"]),
+        ("FASTRNN_TEAM", "tbb", INFO["teams"]),
+        ("FASTRNN_NUM_THREADS", "0", ["at least 1"]),
+        ("FASTRNN_NUM_THREADS", "-2", ["at least 1"]),
+        ("FASTRNN_NUM_THREADS", "two", ["whole number"]),
+        ("FASTRNN_NUM_THREADS", "1.5", ["whole number"]),
+    ],
+)
+def test_a_wrong_variable_is_an_error_that_says_what_there_is(name, value, available):
+    done = run("import fastrnn", **{name: value})
+    error = done.stderr.strip().splitlines()[-1]
+    assert done.returncode != 0
+    assert error.startswith(("fastrnn.errors.UnsupportedError", "ValueError"))
+    assert value in error
+    assert all(word in error for word in available), error
+    assert name in error, f"the message does not name {name}: {error}"
+
+
+# ---- Instruction sets and teams ----
+
+
+@pytest.mark.parametrize("name", INFO["isas"])
+def test_set_isa_acts_on_layers_built_afterwards(name):
+    fastrnn.set_isa(INFO["isas"][-1])
+    before = layer()
+    fastrnn.set_isa(name)
+    assert fastrnn.info()["isa"] == name
+    assert layer().explain()["isa"] == name
+    assert before.explain()["isa"] == INFO["isas"][-1]
+
+
+def test_a_layer_keeps_its_isa_when_it_is_called_under_another():
+    x = np.random.default_rng(1).standard_normal((2, 5, 4))
+    for name in INFO["isas"]:
+        fastrnn.set_isa(name)
+        built = layer(backend="packed")
+        expected = built(x)[0]
+        for other in INFO["isas"]:
+            fastrnn.set_isa(other)
+            assert np.array_equal(built(x)[0], expected)
+
+
+@pytest.mark.parametrize("name", ["", "sse9", "avx", "avx2 ", "GENERIC"])
+def test_set_isa_refuses_what_it_does_not_know(name):
+    with pytest.raises(fastrnn.UnsupportedError, match=INFO["isas"][-1]):
+        fastrnn.set_isa(name)
+    assert fastrnn.info()["isa"] == INFO["isa"]
+
+
+def test_set_team():
+    for name in INFO["teams"]:
+        fastrnn.set_team(name)
+        assert fastrnn.info()["team"] == name
+    with pytest.raises(fastrnn.UnsupportedError, match=INFO["teams"][0]):
+        fastrnn.set_team("tbb")
+    assert fastrnn.info()["team"] == INFO["teams"][-1]
+
+
+def test_the_posix_team_is_always_there_and_the_default():
+    assert INFO["teams"][0] == "posix"
+    assert INFO["openmp"] == ("openmp" in INFO["teams"])
+
+
+# ---- Threads ----
+
+
+def test_set_num_threads():
+    fastrnn.set_num_threads(3)
+    assert fastrnn.get_num_threads() == fastrnn.info()["threads"] == 3
+    fastrnn.set_num_threads(np.int64(5))
+    assert fastrnn.get_num_threads() == 5
+    fastrnn.set_num_threads(None)
+    assert fastrnn.get_num_threads() == runtime.default_threads()
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, "many", [], float("nan"), float("inf")])
+def test_set_num_threads_refuses_what_is_no_count(count):
+    with pytest.raises(ValueError, match="at least 1"):
+        fastrnn.set_num_threads(count)
+    assert fastrnn.get_num_threads() == INFO["threads"]
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        path = folder / name.replace("__", "/").replace("cpu_max", "cpu.max").replace("cfs", "cpu.cfs")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("max 100000\n", None),
+        ("200000 100000\n", 2.0),
+        ("150000 100000\n", 1.5),
+        ("50000 100000\n", 0.5),
+        ("0 100000\n", None),
+        ("100000 0\n", None),
+        ("100000\n", None),
+        ("", None),
+        ("a lot\n", None),
+    ],
+)
+def test_quota_of_cgroup_v2(tmp_path, text, expected):
+    assert runtime.cgroup_quota(write(tmp_path, cpu_max=text)) == expected
+
+
+@pytest.mark.parametrize(
+    "quota, period, expected",
+    [("-1\n", "100000\n", None), ("250000\n", "100000\n", 2.5), ("100000\n", "0\n", None), ("\n", "100000\n", None), ("100000\n", None, None)],
+)
+def test_quota_of_cgroup_v1(tmp_path, quota, period, expected):
+    files = {"cpu__cfs_quota_us": quota} | ({} if period is None else {"cpu__cfs_period_us": period})
+    assert runtime.cgroup_quota(write(tmp_path, **files)) == expected
+
+
+def test_no_cgroup(tmp_path):
+    assert runtime.cgroup_quota(str(tmp_path)) is None
+    assert runtime.cgroup_quota(str(tmp_path / "absent")) is None
+
+
+@pytest.mark.parametrize("quota, cpus, expected", [(None, 8, 8), (2.9, 8, 2), (0.4, 8, 1), (16.0, 8, 8)])
+def test_the_default_is_the_smaller_of_affinity_and_quota(monkeypatch, quota, cpus, expected):
+    monkeypatch.setattr(runtime, "cgroup_quota", lambda: quota)
+    monkeypatch.setattr(runtime, "affinity", lambda: cpus)
+    assert runtime.default_threads.__wrapped__() == expected
+
+
+def test_affinity_is_honoured():
+    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); import fastrnn; print(fastrnn.get_num_threads())"
+    assert check(code) == "1\n"
+
+
+# ---- What info says ----
+
+
+def test_info():
+    assert INFO.keys() >= {"version", "isa", "isas", "threads", "team", "teams", "backend", "blas", "openmp"}
+    assert INFO["version"] == fastrnn.__version__
+    assert INFO["isa"] in INFO["isas"]
+    assert INFO["isas"][-1] == "generic"
+    assert set(INFO["isas"]) <= {"generic", "avx2", "avx512", "avx512vnni", "neon"}
+
+
+def test_the_best_isa_is_the_default():
+    assert check(SHOW).split()[0] == INFO["isas"][0]
+
+
+# ---- BLAS ----
+
+
+def test_blas_is_the_default_where_no_tuned_kernel_is():
+    pytest.importorskip("scipy")
+    fastrnn.set_isa("generic")
+    assert fastrnn.info()["backend"] == "blas"
+    assert layer().explain()["backend"] == "blas"
+    assert layer(backend="packed").explain()["backend"] == "packed"
+    tuned = [name for name in INFO["isas"] if name != "generic"]
+    for name in tuned:
+        fastrnn.set_isa(name)
+        assert layer().explain()["backend"] == "packed"
+
+
+def test_an_unknown_backend():
+    with pytest.raises(fastrnn.UnsupportedError, match="packed, blas"):
+        layer(backend="cuda")
+
+
+BROKEN_BLAS = """
+import sys
+import numpy as np
+
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        if name == "fastrnn._blas":
+            raise {error}
+
+sys.meta_path.insert(0, Broken())
+import fastrnn
+
+def layer(**options):
+    return fastrnn.LSTM(np.ones((32, 4)), np.ones((32, 8)), **options)
+
+assert fastrnn.info()["blas"] is None
+y, _ = layer(backend="packed")(np.zeros((1, 2, 4)))
+for build in (lambda: layer(backend="blas"), lambda: fastrnn.Dense(np.ones((2, 2)), backend="blas")):
+    try:
+        build()
+    except fastrnn.UnsupportedError as error:
+        assert "signature of sgemm" in str(error), error
+        assert 'backend="packed"' in str(error), error
+    else:
+        raise AssertionError("built without BLAS")
+assert "signature of sgemm" in fastrnn.info()["blas"]
+fastrnn.set_isa("generic")
+assert layer().explain()["backend"] == "packed"
+"""
+
+
+@pytest.mark.parametrize("error", ["TypeError", "ImportError", "RuntimeError"])
+def test_a_scipy_that_does_not_fit(error):
+    """Cython raises TypeError where SciPy's signatures differ from those of the build."""
+    check(BROKEN_BLAS.replace("{error}", f"{error}('signature of sgemm')"))
