@@ -3,6 +3,7 @@
 Switches, from the environment: FASTRNN_SANITIZE=address,undefined  FASTRNN_OPENMP=0  FASTRNN_NATIVE=1
 """
 
+import hashlib
 import os
 import platform
 from glob import glob
@@ -72,7 +73,11 @@ def extension(name, libraries=()):
     )
 
 
+# Objects of one set of flags must not be linked into a build of another.
+FLAVOUR = hashlib.sha256(repr((CFLAGS, LDFLAGS, OPENMP)).encode()).hexdigest()[:8]
+
 setup(
+    options={"build": {"build_temp": f"build/temp.{FLAVOUR}", "build_lib": f"build/lib.{FLAVOUR}"}},
     libraries=libraries,
     ext_modules=[extension("_core", [name for name, _ in libraries]), extension("_blas")],
     cmdclass={"build_ext": BuildExt},

@@ -109,7 +109,10 @@ cdef extern from "fastrnn.h" nogil:
     size_t frnn_dense_scratch(const frnn_dense *layer, size_t rows, size_t threads)
     void frnn_dense_forward(const frnn_dense *layer, size_t rows, const float *x, float *y, size_t threads, void *scratch)
 
-    void frnn_activate(frnn_activation activation, size_t n, const float *x, float *y)
-    void frnn_softmax(size_t rows, size_t n, const float *x, float *y, c_bool logarithm)
-    void frnn_layer_norm(size_t rows, size_t n, const float *x, const float *weight, const float *bias, float eps, float *y)
-    void frnn_scale_shift(size_t rows, size_t n, const float *x, const float *scale, const float *shift, float *y)
+    ctypedef struct frnn_kernels:
+        pass
+    const frnn_kernels *frnn_kernels_selected()
+    void frnn_activate(const frnn_kernels *kernels, frnn_activation activation, size_t n, const float *x, float *y)
+    void frnn_softmax(const frnn_kernels *kernels, size_t rows, size_t n, const float *x, float *y, c_bool logarithm)
+    void frnn_layer_norm(const frnn_kernels *kernels, size_t rows, size_t n, const float *x, const float *weight, const float *bias, float eps, float *y)
+    void frnn_scale_shift(const frnn_kernels *kernels, size_t rows, size_t n, const float *x, const float *scale, const float *shift, float *y)

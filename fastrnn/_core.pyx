@@ -271,8 +271,14 @@ cdef class RecurrentHandle:
                 if type(state) is not tuple or len(<tuple> state) != 2:
                     return False
                 h_0, c_0 = <tuple> state
+                if c_0 is None:
+                    return False
+            if c_n is None:
+                return False
         else:
             h_0 = state
+        if h_0 is None and state is not None:
+            return False
         if not (
             is_exact(x, 3, (<cnp.ndarray> x).shape[0], (<cnp.ndarray> x).shape[1], self.input_size, False)
             and is_exact(y, 3, (<cnp.ndarray> x).shape[0], (<cnp.ndarray> x).shape[1], features, True)
@@ -325,39 +331,46 @@ cdef class DenseHandle:
 
 # ---- Elements and rows ----
 
-def activate(tuple act, cnp.ndarray x, cnp.ndarray y):
-    """y = activation(x)"""
-    cdef c_api.frnn_activation a = activation(act)
-    cdef const float *from_x = floats(x)
-    cdef float *to_y = floats(y)
-    cdef size_t n = cnp.PyArray_SIZE(x)
-    with nogil:
-        c_api.frnn_activate(a, n, from_x, to_y)
+cdef class RowKernels:
+    """Functions of elements and rows, of the instruction set in use when this was made."""
 
+    cdef const c_api.frnn_kernels *kernels
+    cdef readonly str isa
 
-def softmax(Py_ssize_t rows, Py_ssize_t n, cnp.ndarray x, cnp.ndarray y, bint logarithm):
-    """y = softmax(x) over each row of n"""
-    cdef const float *from_x = floats(x)
-    cdef float *to_y = floats(y)
-    with nogil:
-        c_api.frnn_softmax(rows, n, from_x, to_y, logarithm)
+    def __cinit__(self):
+        self.kernels = c_api.frnn_kernels_selected()
+        self.isa = isa()
 
+    def activate(self, tuple act, cnp.ndarray x, cnp.ndarray y):
+        """y = activation(x)"""
+        cdef c_api.frnn_activation a = activation(act)
+        cdef const float *from_x = floats(x)
+        cdef float *to_y = floats(y)
+        cdef size_t n = cnp.PyArray_SIZE(x)
+        with nogil:
+            c_api.frnn_activate(self.kernels, a, n, from_x, to_y)
 
-def layer_norm(Py_ssize_t rows, Py_ssize_t n, cnp.ndarray x, weight, bias, float eps, cnp.ndarray y):
-    """y = (x - mean) / sqrt(var + eps) * weight + bias over each row of n"""
-    cdef const float *from_x = floats(x)
-    cdef const float *w = floats(weight)
-    cdef const float *b = floats(bias)
-    cdef float *to_y = floats(y)
-    with nogil:
-        c_api.frnn_layer_norm(rows, n, from_x, w, b, eps, to_y)
+    def softmax(self, Py_ssize_t rows, Py_ssize_t n, cnp.ndarray x, cnp.ndarray y, bint logarithm):
+        """y = softmax(x) over each row of n"""
+        cdef const float *from_x = floats(x)
+        cdef float *to_y = floats(y)
+        with nogil:
+            c_api.frnn_softmax(self.kernels, rows, n, from_x, to_y, logarithm)
 
+    def layer_norm(self, Py_ssize_t rows, Py_ssize_t n, cnp.ndarray x, weight, bias, float eps, cnp.ndarray y):
+        """y = (x - mean) / sqrt(var + eps) * weight + bias over each row of n"""
+        cdef const float *from_x = floats(x)
+        cdef const float *w = floats(weight)
+        cdef const float *b = floats(bias)
+        cdef float *to_y = floats(y)
+        with nogil:
+            c_api.frnn_layer_norm(self.kernels, rows, n, from_x, w, b, eps, to_y)
 
-def scale_shift(Py_ssize_t rows, Py_ssize_t n, cnp.ndarray x, cnp.ndarray scale, cnp.ndarray shift, cnp.ndarray y):
-    """y = x * scale + shift over each row of n"""
-    cdef const float *from_x = floats(x)
-    cdef const float *by = floats(scale)
-    cdef const float *plus = floats(shift)
-    cdef float *to_y = floats(y)
-    with nogil:
-        c_api.frnn_scale_shift(rows, n, from_x, by, plus, to_y)
+    def scale_shift(self, Py_ssize_t rows, Py_ssize_t n, cnp.ndarray x, cnp.ndarray scale, cnp.ndarray shift, cnp.ndarray y):
+        """y = x * scale + shift over each row of n"""
+        cdef const float *from_x = floats(x)
+        cdef const float *by = floats(scale)
+        cdef const float *plus = floats(shift)
+        cdef float *to_y = floats(y)
+        with nogil:
+            c_api.frnn_scale_shift(self.kernels, rows, n, from_x, by, plus, to_y)

@@ -15,8 +15,8 @@ def as_array(value: Any) -> np.ndarray:
     """A NumPy view of an array-like: ndarray, torch tensor, DLPack object, nested list."""
     if isinstance(value, np.ndarray):
         return value
-    if hasattr(value, "detach"):  # a torch tensor; NumPy knows no gradients, no other devices and no bfloat16
-        value = value.detach().cpu()
+    if hasattr(value, "detach"):  # a torch tensor; NumPy knows no gradients, other devices, bfloat16, nor lazy signs
+        value = value.detach().cpu().resolve_conj().resolve_neg()
         if str(value.dtype) == "torch.bfloat16":
             value = value.float()
     if hasattr(value, "__dlpack__"):

@@ -48,6 +48,7 @@ class Layer:
     def __init__(self, node: Node, backend: str | None = None):
         self.node = node
         self.name = node.name
+        self._kernels = _core.RowKernels()
         self._backend = backend
         problems = list(self._problems())
         if problems:
@@ -113,12 +114,12 @@ def _rows(x: np.ndarray, size: int, name: str) -> int:
     return x.size // size if size else 0
 
 
-def _apply(value: tuple[str, float, float], x: np.ndarray, y: np.ndarray) -> None:
+def _apply(kernels: _core.RowKernels, value: tuple[str, float, float], x: np.ndarray, y: np.ndarray) -> None:
     if value[0] in ROW_ACTIVATIONS:
         n = x.shape[-1] if x.ndim else 1
-        _core.softmax(x.size // n if n else 0, n, x, y, value[0] == "log_softmax")
+        kernels.softmax(x.size // n if n else 0, n, x, y, value[0] == "log_softmax")
     else:
-        _core.activate(value, x, y)
+        kernels.activate(value, x, y)
 
 
 class Dense(Layer):
@@ -167,7 +168,6 @@ class Dense(Layer):
         self._used_backend = runtime.choose_backend(self._backend)
         fused = activation("linear") if self._by_row else self._activation
         self._handle = _core.DenseHandle(weight, self.node.weights.get("bias"), fused, self._used_backend)
-        self._isa = _core.isa()
 
     def run_node(self, inputs: Inputs) -> Outputs:
         x = inputs[0]
@@ -176,7 +176,7 @@ class Dense(Layer):
         y = np.empty((*x.shape[:-1], self.output_size), np.float32)
         self._handle.forward(rows, x, y, self._threads())
         if self._by_row:
-            _apply(self._activation, y, y)
+            _apply(self._kernels, self._activation, y, y)
         return (y,)
 
     @property
@@ -184,7 +184,7 @@ class Dense(Layer):
         return self._handle.nbytes
 
     def explain(self) -> dict[str, Any]:
-        return super().explain() | {"backend": self._used_backend, "isa": self._isa}
+        return super().explain() | {"backend": self._used_backend, "isa": self._kernels.isa}
 
 
 class Embedding(Layer):
@@ -278,7 +278,7 @@ class LayerNorm(Layer):
             raise ShapeError(f"{self.name!r} takes arrays that end in {shape or f'{axes} axes'}, got shape {x.shape}")
         y = np.empty(x.shape, np.float32)
         n = int(np.prod(x.shape[x.ndim - axes :]))
-        _core.layer_norm(x.size // n if n else 0, n, x, weights.get("weight"), weights.get("bias"), self.node.attr("eps"), y)
+        self._kernels.layer_norm(x.size // n if n else 0, n, x, weights.get("weight"), weights.get("bias"), self.node.attr("eps"), y)
         return (y,)
 
 
@@ -336,8 +336,27 @@ class BatchNorm(Layer):
         n = len(self._scale)
         rows = _rows(x, n, self.name)
         y = np.empty(x.shape, np.float32)
-        _core.scale_shift(rows, n, x, self._scale, self._shift, y)
+        self._kernels.scale_shift(rows, n, x, self._scale, self._shift, y)
         return (y,)
+
+
+class Stack(Layer):
+    """Arrays of one shape along a new first axis: the states of single directions become those of a layer."""
+
+    op = "stack"
+
+    def run_node(self, inputs: Inputs) -> Outputs:
+        return (np.stack([x for x in inputs if x is not None]),)
+
+
+class Unstack(Layer):
+    """The parts of an array along its first axis: the inverse of :class:`Stack`."""
+
+    op = "unstack"
+
+    def run_node(self, inputs: Inputs) -> Outputs:
+        assert inputs[0] is not None
+        return tuple(inputs[0])
 
 
 class Activation(Layer):
@@ -361,5 +380,5 @@ class Activation(Layer):
         x = inputs[0]
         assert x is not None
         y = np.empty(x.shape, np.float32)
-        _apply(self._activation, x, y)
+        _apply(self._kernels, self._activation, x, y)
         return (y,)

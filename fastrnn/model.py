@@ -11,7 +11,7 @@ import numpy as np
 from . import recurrent
 from .arrays import as_array, as_float32
 from .errors import ShapeError
-from .layers import Activation, BatchNorm, Dense, Embedding, Layer, LayerNorm, Masking
+from .layers import Activation, BatchNorm, Dense, Embedding, Layer, LayerNorm, Masking, Stack, Unstack
 from .spec import OPS, ModelSpec, Node, Tensor
 
 LAYERS: dict[str, type[Layer]] = {
@@ -24,6 +24,8 @@ LAYERS: dict[str, type[Layer]] = {
     "layer_norm": LayerNorm,
     "batch_norm": BatchNorm,
     "activation": Activation,
+    "stack": Stack,
+    "unstack": Unstack,
 }
 """The class that runs each kind of node."""
 
@@ -293,12 +295,19 @@ def from_torch(module: Any, *, backend: str | None = None, threads: int | None =
     return Model(spec, backend=backend, threads=threads)
 
 
-def from_keras(model_or_layer: Any, *, backend: str | None = None, threads: int | None = None, dtype: str = "float32") -> Model:
-    """A model from a live Keras model or built layer."""
+def from_keras(
+    model_or_layer: Any,
+    *,
+    outputs: list[str] | None = None,
+    backend: str | None = None,
+    threads: int | None = None,
+    dtype: str = "float32",
+) -> Model:
+    """A model from a live Keras model or built layer; ``outputs`` keeps only what these layers or tensors need."""
     from .loaders import keras as loader
 
     _check_dtype(dtype)
-    return Model(loader.from_object(model_or_layer), backend=backend, threads=threads)
+    return Model(loader.from_object(model_or_layer, outputs=outputs), backend=backend, threads=threads)
 
 
 def save(model: Model | Layer, path: str | os.PathLike[str]) -> None:

@@ -3,7 +3,6 @@
 
 #include "blas.h"
 #include "float_mode.h"
-#include "isa.h"
 #include "memory.h"
 #include "pack.h"
 #include "team.h"

@@ -141,9 +141,12 @@ void frnn_dense_forward(const frnn_dense *layer, size_t rows, const float *x, fl
 
 /* ---- Functions of rows and elements, on contiguous arrays; y may be x ---- */
 
-void frnn_activate(frnn_activation activation, size_t n, const float *x, float *y);
-void frnn_softmax(size_t rows, size_t n, const float *x, float *y, bool logarithm);
-void frnn_layer_norm(size_t rows, size_t n, const float *x, const float *weight, const float *bias, float eps, float *y);
-void frnn_scale_shift(size_t rows, size_t n, const float *x, const float *scale, const float *shift, float *y);
+typedef struct frnn_kernels frnn_kernels; /* the kernels of one instruction set */
+
+const frnn_kernels *frnn_kernels_selected(void); /* those of frnn_isa() */
+void frnn_activate(const frnn_kernels *kernels, frnn_activation activation, size_t n, const float *x, float *y);
+void frnn_softmax(const frnn_kernels *kernels, size_t rows, size_t n, const float *x, float *y, bool logarithm);
+void frnn_layer_norm(const frnn_kernels *kernels, size_t rows, size_t n, const float *x, const float *weight, const float *bias, float eps, float *y);
+void frnn_scale_shift(const frnn_kernels *kernels, size_t rows, size_t n, const float *x, const float *scale, const float *shift, float *y);
 
 #endif

@@ -1,6 +1,6 @@
 /* isa.c: all CPU detection.  __builtin_cpu_supports asks CPUID and XGETBV, so a feature counts only if the
  * operating system saves its registers. */
-#include "isa.h"
+#include "kernels/kernels.h"
 
 #include <stdatomic.h>
 #include <string.h>

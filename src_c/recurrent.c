@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include "blas.h"
-#include "isa.h"
 
 frnn_status frnn_pack_gates(frnn_panels *input, frnn_panels *hidden, const frnn_recurrent_desc *desc, const frnn_recurrent_weights *weights,
                             size_t input_size, size_t first, size_t count, size_t vlen)

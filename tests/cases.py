@@ -35,7 +35,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lstm coupled": ("lstm", {"coupled_input_forget": True}),
     "lstm clip": ("lstm", {"clip": 0.4}),
     "lstm cell_clip": ("lstm", {"cell_clip": 0.3}),
-    "lstm hard": ("lstm", {"gate_activation": "hard_sigmoid", "cell_activation": "relu", "hidden_activation": "softsign"}),
+    "lstm hard": (
+        "lstm",
+        {"gate_activation": "hard_sigmoid", "cell_activation": "relu", "hidden_activation": "softsign"},
+    ),
     "lstm everything": (
         "lstm",
         {"proj": True, "peephole": True, "coupled_input_forget": True, "clip": 0.8, "cell_clip": 0.5, "proj_clip": 0.2},
@@ -203,7 +206,9 @@ def assert_bits(ours: list[np.ndarray], want: list[np.ndarray], note: Any) -> No
 
 
 @st.composite
-def cases(draw: st.DrawFn, variants: tuple[str, ...] = tuple(VARIANTS), directions: tuple[str, ...] = DIRECTIONS, **fixed: Any) -> Case:
+def cases(
+    draw: st.DrawFn, variants: tuple[str, ...] = tuple(VARIANTS), directions: tuple[str, ...] = DIRECTIONS, **fixed: Any
+) -> Case:
     """Any layer; ``fixed`` are fields or attributes that stay as given."""
     sizes = st.integers(1, 40) | st.sampled_from((64, 100, 130, 257))
     drawn = {

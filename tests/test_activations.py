@@ -69,7 +69,20 @@ def test_alpha_and_beta(value, isa):
 @pytest.mark.parametrize("name", ROW_ACTIVATIONS)
 def test_rows(name, isa):
     rng = np.random.default_rng(3)
-    for shape in [(1,), (2,), (1, 1), (5, 7), (3, 15), (3, 16), (4, 17), (2, 3, 33), (2, 100), (3, 1000), (0, 5), (2, 0, 4)]:
+    for shape in [
+        (1,),
+        (2,),
+        (1, 1),
+        (5, 7),
+        (3, 15),
+        (3, 16),
+        (4, 17),
+        (2, 3, 33),
+        (2, 100),
+        (3, 1000),
+        (0, 5),
+        (2, 0, 4),
+    ]:
         x = (rng.standard_normal(shape) * 8).astype(np.float32)
         y = fastrnn.Activation(name)(x)
         assert y.shape == x.shape
@@ -80,12 +93,23 @@ def test_rows(name, isa):
 
 
 def test_softmax_of_extremes(isa):
-    rows = [[1e30, 0, -1e30], [-1e30, -1e30, -1e30], [np.inf, 0, 0], [0, -np.inf, 0], [88, 89, 1000], [-np.inf] * 3, [0, np.nan, 1], [1, 2, 3]]
+    rows = [
+        [1e30, 0, -1e30],
+        [-1e30, -1e30, -1e30],
+        [np.inf, 0, 0],
+        [0, -np.inf, 0],
+        [88, 89, 1000],
+        [-np.inf] * 3,
+        [0, np.nan, 1],
+        [1, 2, 3],
+    ]
     x = np.array(rows, np.float32)
     with np.errstate(invalid="ignore"):
         for name in ROW_ACTIVATIONS:
             want = reference.activate(name, x)
-            np.testing.assert_allclose(fastrnn.Activation(name)(x), want, rtol=1e-6, atol=1e-6, err_msg=f"{name} on {isa}")
+            np.testing.assert_allclose(
+                fastrnn.Activation(name)(x), want, rtol=1e-6, atol=1e-6, err_msg=f"{name} on {isa}"
+            )
 
 
 def test_tanh_keeps_its_relative_accuracy_near_zero(isa):

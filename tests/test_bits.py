@@ -58,7 +58,11 @@ def test_threads(case, isa, seed, ragged):
     for team, threads in itertools.product(fastrnn.info()["teams"], (2, 3, 4)):
         fastrnn.set_team(team)
         fastrnn.set_num_threads(threads)
-        assert_bits(call(layer, case, arrays_of(case), **options), alone, f"{threads} threads of {team}, {isa}, {case} {options}")
+        assert_bits(
+            call(layer, case, arrays_of(case), **options),
+            alone,
+            f"{threads} threads of {team}, {isa}, {case} {options}",
+        )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -89,10 +93,16 @@ def test_batch_and_position(case, isa, threads, seed, ragged):
     lengths = lengths_of(case, seed) if ragged else None
     layer = layer_on(case, isa, threads)
     whole = call(layer, case, arrays_of(case), lengths=lengths)
-    picks = [rng.integers(0, case.batch, rng.integers(1, 2 * case.batch + 1)), rng.permutation(case.batch), rng.integers(0, case.batch, 1)]
+    picks = [
+        rng.integers(0, case.batch, rng.integers(1, 2 * case.batch + 1)),
+        rng.permutation(case.batch),
+        rng.integers(0, case.batch, 1),
+    ]
     for rows in picks:
         some = call(layer, case, take(case, rows, arrays_of(case)), lengths=None if lengths is None else lengths[rows])
-        assert_bits(some, take(case, rows, whole), f"rows {rows} of {case} lengths {lengths} on {isa}, {threads} threads")
+        assert_bits(
+            some, take(case, rows, whole), f"rows {rows} of {case} lengths {lengths} on {isa}, {threads} threads"
+        )
 
 
 @settings(max_examples=60)
@@ -106,11 +116,20 @@ def test_cuts_in_time(case, isa, threads, data):
     for begin, end in itertools.pairwise([0, *sorted(cuts), case.seq_len]):
         y, state = layer(np.take(case.x, range(begin, end), axis), state)
         pieces.append(y)
-    assert_bits([np.concatenate(pieces, axis), *parts(state)], whole, f"cuts {cuts} of {case} on {isa}, {threads} threads")
+    assert_bits(
+        [np.concatenate(pieces, axis), *parts(state)], whole, f"cuts {cuts} of {case} on {isa}, {threads} threads"
+    )
 
 
 @settings(max_examples=60)
-@given(case=cases(), isa=st.sampled_from(ISAS), threads=st.integers(1, 3), seed=seeds, bad=st.sampled_from(BAD), ragged=st.booleans())
+@given(
+    case=cases(),
+    isa=st.sampled_from(ISAS),
+    threads=st.integers(1, 3),
+    seed=seeds,
+    bad=st.sampled_from(BAD),
+    ragged=st.booleans(),
+)
 def test_neighbours(case, isa, threads, seed, bad, ragged):
     """NaN, infinities and other lengths in the other rows, and garbage beyond a length, change no bit of a row."""
     rng = np.random.default_rng(seed)
@@ -122,7 +141,9 @@ def test_neighbours(case, isa, threads, seed, bad, ragged):
     rows = arrays[0] if case.node.attr("batch_first") else arrays[0].swapaxes(0, 1)
     for row, length in zip(rows, lengths, strict=True):
         row[length:] = bad
-    assert_bits(call(layer, case, arrays, lengths=lengths), clean, f"{bad} beyond {lengths}: {case} on {isa}, {threads} threads")
+    assert_bits(
+        call(layer, case, arrays, lengths=lengths), clean, f"{bad} beyond {lengths}: {case} on {isa}, {threads} threads"
+    )
 
     kept = rng.integers(0, case.batch)
     others = [b for b in range(case.batch) if b != kept]
@@ -132,7 +153,11 @@ def test_neighbours(case, isa, threads, seed, bad, ragged):
     if ragged:
         lengths[others] = rng.integers(0, case.seq_len + 1, len(others))
     spoiled = call(layer, case, arrays, lengths=lengths)
-    assert_bits(take(case, [kept], spoiled), take(case, [kept], clean), f"row {kept} beside {bad}: {case} on {isa}, {threads} threads")
+    assert_bits(
+        take(case, [kept], spoiled),
+        take(case, [kept], clean),
+        f"row {kept} beside {bad}: {case} on {isa}, {threads} threads",
+    )
 
 
 @settings(max_examples=40)
@@ -234,7 +259,9 @@ def test_rows_of_layers_without_time(name):
             spoiled = x.copy()
             spoiled[[b for b in range(120) if b not in list(rows)]] = np.nan
             assert np.array_equal(layer(x[rows]), whole[rows]), f"{name} {features}x{outputs}: rows {rows}"
-            assert np.array_equal(layer(spoiled)[rows], whole[rows]), f"{name} {features}x{outputs}: rows {rows} beside NaN"
+            assert np.array_equal(layer(spoiled)[rows], whole[rows]), (
+                f"{name} {features}x{outputs}: rows {rows} beside NaN"
+            )
 
 
 def test_the_callers_floating_point_mode_stays(isa, backend):

@@ -20,7 +20,9 @@ KINDS = ("lstm", "gru", "gru reset before", "rnn")
 
 def check(case: Case, backend: str, note: object = "", tolerance: float | None = None, **call) -> None:
     given = {} if tolerance is None else {"tolerance": tolerance}
-    assert_close(flat(case.layer(backend)(case.x, case.initial, **call)), case.expected(**call), f"{case} {note}", **given)
+    assert_close(
+        flat(case.layer(backend)(case.x, case.initial, **call)), case.expected(**call), f"{case} {note}", **given
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -105,7 +107,11 @@ def test_one_of_two_biases(kind, isa, backend):
         layer = type(case.layer())(**weights, **dict(case.options), backend=backend)
         kept = {name: array for name, array in case.node.weights.items() if name != missing + "_l0"}
         node = Node(case.op, case.op, ("x",), ("y",), case.attrs, kept)
-        want = [a for a in reference.recurrent(node, case.x, *([case.initial] if case.op != "lstm" else case.initial)) if a is not None]
+        want = [
+            a
+            for a in reference.recurrent(node, case.x, *([case.initial] if case.op != "lstm" else case.initial))
+            if a is not None
+        ]
         assert_close(flat(layer(case.x, case.initial)), want, f"{kind} without {missing}")
 
 
@@ -147,7 +153,9 @@ def test_last_output_only(kind, isa, backend):
             "outputs": layer(case.x, case.initial, outputs="last"),
             "last()": layer.last()(case.x, case.initial),
             "return_sequences": only.layer(backend)(case.x, case.initial),
-            "out": layer(case.x, case.initial, outputs="last", out=empty_like(layer(case.x, case.initial, outputs="last"))),
+            "out": layer(
+                case.x, case.initial, outputs="last", out=empty_like(layer(case.x, case.initial, outputs="last"))
+            ),
         }
         want = [*only.expected()[:1], *case.expected()[1:]]
         for how, result in results.items():

@@ -166,7 +166,8 @@ def test_encrypted_member(refused):
     ("config", "text"),
     [
         ("", "not valid JSON"), ("{", "not valid JSON"), ("[]", "a list"), ('"x"', "a str"), ("\xff", "not valid JSON"),
-        ('{"a": NaN}', "not valid JSON"), ('{"a": Infinity}', "not valid JSON"), ('{"a": 1, "a": 2}', "key stands twice"),
+        ('{"a": NaN}', "not valid JSON"), ('{"a": Infinity}', "not valid JSON"),
+        ('{"a": 1, "a": 2}', "key stands twice"),
         ('{"a": 1' + "0" * 5000 + "}", "not valid JSON"), ("[" * 100_000, "not valid JSON"),
         ('{"a": ' * 200 + "1" + "}" * 200, "nested deeper"), (b"\xff\xfe{", "not valid JSON"),
         (" " * (limits.MAX_CONFIG_SIZE + 1), "larger than"),
@@ -217,7 +218,8 @@ def test_input_shapes_that_do_not_fit(refused, shape):
 
 
 @pytest.mark.parametrize("config", [
-    {"class_name": "Sequential"}, {"class_name": "Sequential", "config": None}, {"class_name": "Sequential", "config": {}},
+    {"class_name": "Sequential"}, {"class_name": "Sequential", "config": None},
+    {"class_name": "Sequential", "config": {}},
     {"class_name": "Sequential", "config": {"layers": {}}}, {"class_name": "Sequential", "config": {"layers": []}},
     {"class_name": "Sequential", "config": {"layers": [1]}}, {"class_name": "Sequential", "config": {"layers": [{}]}},
     {"class_name": "Sequential", "config": {"layers": [{"class_name": "LSTM", "config": 3}]}},
@@ -274,7 +276,8 @@ ATTACKS = [
     layer("TFSMLayer", filepath="/tmp/saved_model"), layer("keras.src.layers.core.lambda_layer>Lambda"),
     {**layer("LSTM"), "module": "os", "class_name": "system"}, {**layer(), "module": "builtins"},
     {**layer(), "registered_name": "evil>LSTM"}, {**layer(), "module": "keras.src.ops.numpy"},
-    layer("RNN", cell={"class_name": "Lambda", "config": {}}), layer("RNN", cell={"class_name": "LSTM>x", "config": {}}),
+    layer("RNN", cell={"class_name": "Lambda", "config": {}}),
+    layer("RNN", cell={"class_name": "LSTM>x", "config": {}}),
     layer("TimeDistributed", layer=layer("Lambda")), layer("Bidirectional", layer=layer("Lambda")),
     layer(activation={"class_name": "function", "config": "system", "module": "os"}),
     layer(activation={"module": "builtins", "class_name": "function", "config": "eval", "registered_name": "function"}),
@@ -509,6 +512,19 @@ def test_many_attributes_are_not_read(tmp_path):
                 group.attrs[f"weight_names{k}"] = [b"nowhere", b"../kernel"]
             group.attrs["layer_names"] = [b"other", b"layers"]
     assert len(load_spec(tmp_path / "m.h5").nodes) == 1
+
+
+def test_a_configuration_that_was_edited_in_place(tmp_path):
+    """Old attributes and texts stay in the file as garbage, which is no damage."""
+    path = tmp_path / "m.h5"
+    path.write_bytes(legacy())
+    for k in range(30):
+        with h5py.File(path, "a") as file:
+            config = json.loads(file.attrs["model_config"])
+            config["config"]["layers"][0]["config"]["note"] = "x" * (40 * k if k % 3 else 9000)
+            file.attrs["model_config"] = json.dumps(config)
+            file.attrs["keras_version"] = f"2.{k}.0"
+        assert len(load_spec(path).nodes) == 1
 
 
 def test_other_files(refused):

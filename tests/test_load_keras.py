@@ -303,6 +303,34 @@ def nested_model(keras, layers):
     return keras.Model(x, [left, layers.Dense(2, name="last")(right), inner(x)])
 
 
+def test_calls_of_nested_models_are_counted_right(keras, layers, tmp_path):
+    """Keras 3 counts those of a functional model from 1 in the outputs and from 0 elsewhere."""
+    p, x = keras.Input((FEATURES,), name="p"), keras.Input((FEATURES,), name="x")
+    inner = keras.Model(p, layers.Dense(FEATURES, name="dense")(p), name="inner")
+    first = inner(x)
+    second = inner(layers.Dense(FEATURES, activation="tanh", name="between")(first))
+    model = keras.Model(x, [first, layers.Dense(2, name="last")(second)])
+    spec = check(model, sequences(BATCH, FEATURES))
+    assert [tensor.name for tensor in spec.outputs] == ["inner", "last"]
+    model.save(tmp_path / "m.keras")
+    assert same_spec(spec, load_spec(tmp_path / "m.keras"))
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_calls_of_nested_models_in_keras_2(tmp_path, offset):
+    """There they are counted from 1 everywhere, or from 0 where the nested model was built late."""
+    inner = [keras2_layer("InputLayer", "p", batch_input_shape=[None, 3])]
+    inner.append(keras2_layer("Dense", "dense", ["p", 0, 0, {}], units=3, use_bias=False))
+    nested = {**keras2_functional(inner, ["p"], ["dense"]), "name": "inner"}
+    nested["inbound_nodes"] = [[["x", 0, 0, {}]], [["inner", offset, 0, {}]]]
+    x = keras2_layer("InputLayer", "x", batch_input_shape=[None, 3])
+    config = keras2_functional([x, nested], ["x"], ["inner"])
+    config["config"]["output_layers"] = [["inner", offset + 1, 0]]
+    kernel = np.arange(9, dtype=np.float32).reshape(3, 3)
+    spec = load_spec(keras2_file(tmp_path / "m.h5", config, {"inner/dense/kernel:0": kernel}))
+    np.testing.assert_allclose(run(spec, np.eye(3))[0], kernel @ kernel)
+
+
 def test_nested_models(keras, layers):
     assert [t.name for t in check(nested_model(keras, layers), masked_sequences()).outputs] == [
         "pair",

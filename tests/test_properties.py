@@ -65,14 +65,15 @@ def test_reverse_begins_at_the_last_real_step(case, isa, seed):
 def test_bidirectional_is_two_layers_merged(case, isa):
     fastrnn.set_isa(isa)
     states = [[part[[k]] for part in parts(case.initial)] for k in range(2)]
-    forward, backward = (
-        flat(single(case, 0, k, reverse=k == 1)(case.x, state_of(case, states[k]))) for k in range(2)
-    )
+    forward, backward = (flat(single(case, 0, k, reverse=k == 1)(case.x, state_of(case, states[k]))) for k in range(2))
     merge = {
         "concat": lambda a, b: np.concatenate([a, b], -1), "sum": np.add, "mul": np.multiply,
         "ave": lambda a, b: (a + b) * np.float32(0.5),
     }[case.node.attr("merge")]  # fmt: skip
-    want = [merge(forward[0], backward[0]), *(np.concatenate(pair) for pair in zip(forward[1:], backward[1:], strict=True))]
+    want = [
+        merge(forward[0], backward[0]),
+        *(np.concatenate(pair) for pair in zip(forward[1:], backward[1:], strict=True)),
+    ]
     assert_bits(run(case, isa), want, f"{case} on {isa}")
 
 
@@ -157,7 +158,9 @@ def test_an_identity_projection_is_none(case, isa):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_backends_agree(variant, isa):
-    case = Case.of(variant, hidden_size=33, input_size=20, batch=5, seq_len=9, direction="bidirectional concat", num_layers=2)
+    case = Case.of(
+        variant, hidden_size=33, input_size=20, batch=5, seq_len=9, direction="bidirectional concat", num_layers=2
+    )
     packed, blas = (flat(case.layer(backend)(case.x, case.initial)) for backend in ("packed", "blas"))
     assert_close(blas, packed, case)
 
@@ -166,11 +169,15 @@ def test_known_values(isa, backend):
     """By hand: weights of zero, biases that open or close a gate."""
     zeros, ones = np.zeros((4, 1), np.float32), np.ones((1, 1, 1), np.float32)
     x = np.full((1, 3, 1), 9.0, np.float32)
-    closed = fastrnn.LSTM(zeros, zeros, np.float32([-100, 100, 0, 100]), backend=backend)  # i = 0, f = 1, o = 1: c stays
+    closed = fastrnn.LSTM(
+        zeros, zeros, np.float32([-100, 100, 0, 100]), backend=backend
+    )  # i = 0, f = 1, o = 1: c stays
     y, (h, c) = closed(x, (ones, 2 * ones))
     assert np.array_equal(c, 2 * ones)
     np.testing.assert_allclose(y.ravel(), np.tanh([2, 2, 2]), rtol=3e-7)
-    counter = fastrnn.LSTM(zeros, zeros, np.float32([100, 100, 100, 100]), backend=backend)  # all gates 1, g = 1: c counts
+    counter = fastrnn.LSTM(
+        zeros, zeros, np.float32([100, 100, 100, 100]), backend=backend
+    )  # all gates 1, g = 1: c counts
     assert np.array_equal(counter(x)[1][1].ravel(), [3.0])
     keep = fastrnn.GRU(zeros[:3], zeros[:3], np.float32([0, 100, 5]), backend=backend)  # z = 1: h stays
     assert np.array_equal(keep(x, 0.25 * ones)[0].ravel(), [0.25] * 3)

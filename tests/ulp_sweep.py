@@ -50,7 +50,9 @@ class Worst:
 def floats(stride: int) -> Iterator[np.ndarray]:
     """Every ``stride``-th float32 by its bits, in chunks."""
     for first in range(0, 1 << 32, CHUNK * stride):
-        yield np.arange(first, min(first + CHUNK * stride, 1 << 32), stride, np.int64).astype(np.uint32).view(np.float32)
+        yield (
+            np.arange(first, min(first + CHUNK * stride, 1 << 32), stride, np.int64).astype(np.uint32).view(np.float32)
+        )
 
 
 def measure(name: str, isas: list[str], stride: int) -> dict[str, Worst]:
@@ -67,7 +69,9 @@ def measure(name: str, isas: list[str], stride: int) -> dict[str, Worst]:
 
 if __name__ == "__main__":
     isas = fastrnn.info()["isas"]
-    print("| activation | " + " | ".join(f"{isa}: ULP (at) | {isa}: error / max(1, abs(y)) (at)" for isa in isas) + " |")
+    print(
+        "| activation | " + " | ".join(f"{isa}: ULP (at) | {isa}: error / max(1, abs(y)) (at)" for isa in isas) + " |"
+    )
     print("|---|" + "---|---|" * len(isas))
     for name in sys.argv[2:] or ELEMENTWISE:
         found = measure(name, isas, int(sys.argv[1])).values()

@@ -23,7 +23,6 @@ from .files import need, short
 from .limits import MAX_CONFIG_SIZE, MAX_INFLATION, MAX_NAME_LENGTH, MAX_NESTING, MAX_OBJECTS, check_shape
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
-_HEAP = b"GCOL\x01\0\0\0"
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,6 @@ class HDF5File:
         if bytes(data[:8]) != MAGIC:
             raise FormatError("it does not start as an HDF5 file does; is it complete, and is it a Keras file?")
         self._content = content = bytes(data)  # its own copy: another process may truncate a mapped file
-        if any(not _is_sound_heap(content, at) for at in _find_all(content, _HEAP)):
-            raise self._damaged("a heap of texts in it has no end")
         self._h5py = h5py
         self._left = MAX_INFLATION * len(data)
         self._read: dict[str, np.ndarray] = {}
@@ -95,13 +92,19 @@ class HDF5File:
             is_text = handle.get_type().get_class() == self._h5py.h5t.STRING
             if not is_text or prod(handle.shape) != 1 or handle.get_storage_size() > MAX_CONFIG_SIZE:
                 raise self._damaged(f"attribute {attribute!r} is not a text")
-            if handle.get_type().is_variable_str():  # HDF5 takes memory for what they claim before it looks
-                lengths = list(_text_lengths(self._content, attribute))
-                if not lengths or max(lengths) > len(self._content):
-                    raise self._damaged(f"attribute {attribute!r} is longer than the file")
+            if handle.get_type().is_variable_str():
+                self._check_texts(attribute)
             value = attributes[attribute]
             value = value.reshape(-1)[0] if isinstance(value, np.ndarray) else value
             return value.decode() if isinstance(value, bytes) else str(value)
+
+    def _check_texts(self, attribute: str) -> None:
+        """HDF5 takes memory for what a text claims before it looks, and follows a heap without an end forever."""
+        texts = list(_find_texts(self._content, attribute))
+        if not texts or any(length > len(self._content) for length, _ in texts):
+            raise self._damaged(f"attribute {attribute!r} is longer than the file")
+        if not all(_is_sound_heap(self._content, heap) for _, heap in texts):
+            raise self._damaged(f"the heap in which attribute {attribute!r} lies has no end")
 
     def _walk(self, skip: tuple[str, ...]) -> None:
         """List all datasets.  Every object is met once: a second link to it would make a cycle or share memory."""
@@ -242,20 +245,32 @@ class HDF5File:
             raise self._damaged(f"reading {what} failed ({type(error).__name__}: {short(str(error))})") from error
 
 
-def _find_all(content: bytes, pattern: bytes) -> Iterator[int]:
-    at = content.find(pattern)
+def _find_texts(content: bytes, attribute: str) -> Iterator[tuple[int, int]]:
+    """Length and heap of each variable text that could be the value of ``attribute``, wherever it stands in the file.
+
+    An attribute is a header (version, flags, and the sizes of name, type and shape), these three, and the value.
+    """
+    name = attribute.encode() + b"\0"
+    at = content.find(name)
     while at >= 0:
-        yield at
-        at = content.find(pattern, at + len(pattern))
+        for version, header_at, unit in ((1, at - 8, 8), (2, at - 8, 1), (3, at - 9, 1)):
+            if header_at < 0 or content[header_at] != version:
+                continue
+            name_size, *sizes = struct.unpack_from("<3H", content, header_at + 2)
+            type_at = at + -(-name_size // unit) * unit
+            value_at = type_at + sum(-(-size // unit) * unit for size in sizes)
+            if name_size == len(name) and value_at + 12 <= len(content) and content[type_at] & 15 == 9:  # variable
+                yield struct.unpack_from("<IQ", content, value_at)
+        at = content.find(name, at + 1)
 
 
 def _is_sound_heap(content: bytes, at: int) -> bool:
-    """Whether the list of objects of a heap ends where the heap does; HDF5 2.0 follows it forever where it does not.
+    """Whether the list of objects of a heap ends where the heap does.
 
     An object has a header of 16 bytes (number, references, 0, size) and fills whole groups of 8; number 0 is what is
     free, and its size counts the header.
     """
-    if at + 16 > len(content):
+    if content[at : at + 8] != b"GCOL\x01\0\0\0" or at + 16 > len(content):
         return False
     end = at + struct.unpack_from("<Q", content, at + 8)[0]
     if end > len(content):
@@ -268,25 +283,6 @@ def _is_sound_heap(content: bytes, at: int) -> bool:
             return False
         at += step
     return True
-
-
-def _text_lengths(content: bytes, attribute: str) -> Iterator[int]:
-    """The lengths that variable texts claim which could be the value of ``attribute``, wherever it stands in the file.
-
-    An attribute is a header (version, flags, and the sizes of name, type and shape), these three, and the value.
-    """
-    name = attribute.encode() + b"\0"
-    for at in _find_all(content, name):
-        for version, header_at, unit in ((1, at - 8, 8), (2, at - 8, 1), (3, at - 9, 1)):
-            if header_at < 0 or content[header_at] != version:
-                continue
-            name_size, *sizes = struct.unpack_from("<3H", content, header_at + 2)
-            if name_size != len(name):
-                continue
-            type_at = at + -(-name_size // unit) * unit
-            value_at = type_at + sum(-(-size // unit) * unit for size in sizes)
-            if value_at + 4 <= len(content) and content[type_at] & 15 == 9:  # of variable length
-                yield struct.unpack_from("<I", content, value_at)[0]
 
 
 def _inflate(raw: memoryview | bytes, size: int) -> bytes:

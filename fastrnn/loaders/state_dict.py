@@ -16,7 +16,7 @@ from .limits import MAX_LAYERS
 
 _RECURRENT_KEY = re.compile(r"(weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)(?:_l(0|[1-9][0-9]{0,5})(_reverse)?)?")
 _WEIGHT_HH = re.compile(r"(.*\.)?weight_hh(_l0)?", re.DOTALL)
-_CELL_OF_GATES = {len(gates): cell for cell, gates in GATES.items()}
+_CELL_OF_GATES = {len(GATES[cell]): cell for cell in ("lstm", "gru", "rnn")}  # PyTorch has no other cells
 
 PLAIN_WEIGHTS = {
     "dense": {"weight": "weight", "bias": "bias"},

@@ -76,7 +76,7 @@ typedef struct frnn_step_args {
     bool backwards; /* walk the panels from the last to the first; no bit depends on it */
 } frnn_step_args;
 
-typedef struct frnn_kernels {
+struct frnn_kernels {
     const char *isa;
     size_t vlen;
     int tuned; /* 0: the portable fallback, where BLAS is the better default */
@@ -102,7 +102,7 @@ typedef struct frnn_kernels {
     void (*layer_norm)(size_t rows, size_t n, const float *x, const float *weight, const float *bias, float eps, float *y);
     /* y = x * scale + shift, element-wise over each row of n */
     void (*scale_shift)(size_t rows, size_t n, const float *x, const float *scale, const float *shift, float *y);
-} frnn_kernels;
+};
 
 /* Padded length of a row of one gate. */
 static inline size_t frnn_padded(const frnn_panels *panels) { return panels->vectors * panels->vlen; }

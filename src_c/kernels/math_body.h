@@ -45,7 +45,7 @@ static inline quotient v_tanh_quotient(vf x)
 {
     reduced_exp r = v_reduce_exp(v_max(v_set(-40.0f), -2.0f * v_abs(x)));
     vf e = v_fma(r.scale, r.excess, r.scale - 1.0f);
-    return (quotient){.numerator = v_or(-e, v_sign_of(x)), .denominator = e + 2.0f};
+    return (quotient){.numerator = v_or(v_abs(e), v_sign_of(x)), .denominator = e + 2.0f};
 }
 
 static inline vf v_tanh(vf x)
