@@ -168,6 +168,15 @@ def _from_bytes(data: bytes, backend: str | None, threads: int | None) -> Model:
     return Model(native.spec_from_bytes(data), backend=backend, threads=threads)
 
 
+def _features(layer: Layer) -> tuple[int | None, int | None]:
+    """Sizes of the last axis that a layer takes and gives; None: any, and what it takes."""
+    if isinstance(layer, recurrent.Recurrent):
+        return layer.input_size, layer._features
+    if isinstance(layer, Dense):
+        return layer.input_size, layer.output_size
+    return None, layer.node.weights["weight"].shape[1] if isinstance(layer, Embedding) else None
+
+
 def Sequential(*layers: Layer) -> Model:  # noqa: N802 (it stands where a class does elsewhere)
     """A model of layers in a row.
 
@@ -180,10 +189,21 @@ def Sequential(*layers: Layer) -> Model:  # noqa: N802 (it stands where a class 
     >>> model([[1.0, -1.0]])
     array([[1., 0.]], dtype=float32)
     """
+    strange = [type(layer).__name__ for layer in layers if not isinstance(layer, Layer)]
+    if strange:
+        raise TypeError(f"a model is made of fastrnn's layers, got {', '.join(strange)}; from_torch and from_keras convert others")
+    backends = {layer._backend for layer in layers} - {None}
+    if len(backends) > 1:
+        raise ShapeError(f"the layers of a model have one backend, got {' and '.join(map(str, sorted(backends)))}; build them alike")
     nodes: list[Node] = []
     tensor, mask = "x", ""
+    features: int | None = None
     for k, layer in enumerate(layers):
         node, name = layer.node, f"{k}_{layer.name}"
+        takes, gives = _features(layer)
+        if None not in (takes, features) and takes != features:
+            raise ShapeError(f"{layer.name!r} takes {takes} features, what stands before it gives {features}")
+        features = gives or features
         op = OPS[node.op]
         inputs = [tensor if what == "x" or what == "ids" else mask if what == "mask?" else "" for what in op.inputs]
         written = [f"{name}.{what.rstrip('?')}" for what in op.outputs]
@@ -200,7 +220,8 @@ def Sequential(*layers: Layer) -> Model:  # noqa: N802 (it stands where a class 
     final = isinstance(layers[-1], recurrent.Recurrent)
     ids = nodes[0].op == "embedding"
     outputs = [Tensor(name, None) for name in (nodes[-1].outputs if final else nodes[-1].outputs[:1])]
-    return Model(ModelSpec(nodes, [Tensor("x", None, "int64" if ids else "float32")], outputs, nested_state=final))
+    spec = ModelSpec(nodes, [Tensor("x", None, "int64" if ids else "float32")], outputs, nested_state=final)
+    return Model(spec, backend=next(iter(backends), None))
 
 
 def as_model(layer: Layer | Model) -> Model:

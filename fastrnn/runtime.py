@@ -42,10 +42,22 @@ def set_isa(name: str) -> None:
     _choose_isa(name, "set_isa")
 
 
-def set_team(name: str) -> None:
-    """Choose the thread backend of all later calls: ``"posix"`` or ``"openmp"``."""
+def _choose_team(name: str, source: str) -> None:
     if not _core.set_team(name):
-        raise UnsupportedError(f"unknown thread backend {name!r}; this build has: {', '.join(_core.teams())}")
+        raise UnsupportedError(
+            f"{source} asks for the thread backend {name!r}, which is unknown; available: {', '.join(_core.teams())}"
+        )
+
+
+def set_team(name: str) -> None:
+    """Choose the thread backend of all later calls: ``"posix"`` or ``"openmp"``.
+
+    Raises
+    ------
+    UnsupportedError
+        The name is not one of ``fastrnn.info()["teams"]``.
+    """
+    _choose_team(name, "set_team")
 
 
 def cgroup_quota(root: str = "/sys/fs/cgroup") -> float | None:
@@ -83,7 +95,7 @@ _num_threads: int | None = None
 def _check_threads(n: Any, source: str) -> int:
     try:
         count = int(n)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         count = 0
     if count < 1 or (isinstance(n, float) and n != count):
         raise ValueError(f"{source} must be a whole number of at least 1, got {n!r}")
@@ -180,7 +192,7 @@ def _read_environment() -> None:
     if name := os.environ.get("FASTRNN_ISA"):
         _choose_isa(name, "FASTRNN_ISA")
     if name := os.environ.get("FASTRNN_TEAM"):
-        set_team(name)
+        _choose_team(name, "FASTRNN_TEAM")
     if count := os.environ.get("FASTRNN_NUM_THREADS"):
         set_num_threads(_check_threads(count, "FASTRNN_NUM_THREADS"))
 

@@ -22,6 +22,7 @@ ISAS = fastrnn.info()["isas"]
 FMA_ISAS = [isa for isa in ISAS if isa != "generic"]  # the same bits; SSE2 has no FMA, and is the documented exception
 
 CLASSES = {"lstm": fastrnn.LSTM, "gru": fastrnn.GRU, "rnn": fastrnn.RNN}
+CELLS = {"lstm": fastrnn.LSTMCell, "gru": fastrnn.GRUCell, "rnn": fastrnn.RNNCell}
 SIZES = (1, 2, 7, 9, 15, 16, 17, 33, 100)  # one, odd, and both sides of every vector length
 SUM_BLOCKS = (130, 257)  # dot products of two and three blocks of 128
 MERGES = ("concat", "sum", "mul", "ave")
@@ -154,21 +155,24 @@ class Case:
         h = self._normal(2, count, self.batch, self.output_size)
         return (h, self._normal(3, count, self.batch, self.hidden_size)) if self.op == "lstm" else h
 
+    def cell(self, backend: str | None = "packed") -> Any:
+        """The cell of the same weights, for a case of one layer without options."""
+        return CELLS[self.op](**{name[:-3]: array for name, array in self.node.weights.items()}, backend=backend)
+
     def _normal(self, stream: int, *shape: int) -> np.ndarray:
         return np.random.default_rng([self.seed, stream]).standard_normal(shape, np.float32)
 
-    def expected(self, **call: Any) -> list[np.ndarray]:
-        """y, h_n and, of an LSTM, c_n in float64; ``call`` is lengths or mask."""
-        return reference_of(self) if not call else self._reference(**call)
-
-    def _reference(self, **call: Any) -> list[np.ndarray]:
-        results = reference.recurrent(self.node, self.x, *parts(self.initial), **call)
-        return [array for array in results if array is not None]
+    def expected(self, lengths: np.ndarray | None = None, mask: np.ndarray | None = None) -> list[np.ndarray]:
+        """y, h_n and, of an LSTM, c_n in float64."""
+        frozen = None if lengths is None else tuple(lengths.tolist())
+        return reference_of(self, frozen, None if mask is None else tuple(map(tuple, mask.tolist())))
 
 
 @functools.cache
-def reference_of(case: Case) -> list[np.ndarray]:
-    return case._reference()
+def reference_of(case: Case, lengths: tuple | None, mask: tuple | None) -> list[np.ndarray]:
+    call = {"lengths": None if lengths is None else np.array(lengths, np.int64), "mask": mask}
+    results = reference.recurrent(case.node, case.x, *parts(case.initial), **call)
+    return [array for array in results if array is not None]
 
 
 def parts(state: Any) -> list[np.ndarray]:

@@ -28,7 +28,9 @@ CACHE = ROOT / "build" / "c"
 def setup_value(name: str) -> Any:
     """A constant of setup.py."""
     for node in ast.parse((ROOT / "setup.py").read_text()).body:
-        if isinstance(node, ast.Assign) and any(isinstance(target, ast.Name) and target.id == name for target in node.targets):
+        if isinstance(node, ast.Assign) and any(
+            isinstance(target, ast.Name) and target.id == name for target in node.targets
+        ):
             return ast.literal_eval(node.value)
     raise AssertionError(f"setup.py has no {name}")
 
@@ -69,10 +71,12 @@ def kernel_object(compiler: str, isa: str, *flags: str, machine: str = platform.
 
 
 def program(folder: Path, compiler: str, isa: str, *flags: str, machine: str = platform.machine()) -> Path:
-    """bits.c and the library in one file; ``flags`` are for all but the kernels of other instruction sets than ``isa``."""
+    """bits.c and the library in one file; ``flags`` are for all but the kernels of other sets than ``isa``."""
     link = [flag for flag in flags if flag.startswith(("-f", "-static"))]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        jobs = [pool.submit(compiled, compiler, source, "-O0", *flags) for source in (*sorted(SOURCES.glob("*.c")), PROGRAM)]
+        jobs = [
+            pool.submit(compiled, compiler, source, "-O0", *flags) for source in (*sorted(SOURCES.glob("*.c")), PROGRAM)
+        ]
         for name in isa_flags(machine):
             jobs.append(pool.submit(kernel_object, compiler, name, *(flags if name == isa else ()), machine=machine))
         objects = [str(job.result()) for job in jobs]

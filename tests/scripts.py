@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = ("FASTRNN_ISA", "FASTRNN_NUM_THREADS", "FASTRNN_TEAM", "OMP_NUM_THREADS")
 
-LAYERS = '''
+LAYERS = """
 import os, sys, time
 import numpy as np
 import fastrnn
@@ -38,7 +38,7 @@ def threads():
 def bits(result):
     y, state = result
     return b"".join(part.tobytes() for part in (y, *(state if isinstance(state, tuple) else (state,))))
-'''
+"""
 """Layers and inputs for scripts; ``threads`` counts those of the process."""
 
 
@@ -67,5 +67,7 @@ def compile_library(folder: Path, code: str, *flags: str) -> Path:
     compiler = shutil.which("gcc") or pytest.skip("needs gcc")
     (folder / "library.c").write_text(code)
     library = folder / "library.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", *flags, str(folder / "library.c"), "-o", str(library)], check=True)
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-O1", *flags, str(folder / "library.c"), "-o", str(library)], check=True
+    )
     return library

@@ -57,10 +57,19 @@ def test_an_element_does_not_depend_on_its_place(name, isa):
     assert np.array_equal(layer(x[:60].reshape(3, 4, 5)), whole[:60].reshape(3, 4, 5))
 
 
-@pytest.mark.parametrize("value", [
-    ("hard_sigmoid", 1 / 6, 0.5), ("affine", -2.0, 0.25), ("leaky_relu", 0.3), ("thresholded_relu", -0.5), ("scaled_tanh", 0.5, 3.0),
-    ("elu", 0.25), ("selu", 2.0, 0.5), ("hard_tanh", -2.0, 0.5),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "value",
+    [
+        ("hard_sigmoid", 1 / 6, 0.5),
+        ("affine", -2.0, 0.25),
+        ("leaky_relu", 0.3),
+        ("thresholded_relu", -0.5),
+        ("scaled_tanh", 0.5, 3.0),
+        ("elu", 0.25),
+        ("selu", 2.0, 0.5),
+        ("hard_tanh", -2.0, 0.5),
+    ],
+)
 def test_alpha_and_beta(value, isa):
     x = np.random.default_rng(2).normal(0, 2, 999).astype(np.float32)
     np.testing.assert_allclose(fastrnn.Activation(value)(x), reference.activate(value, x), rtol=1e-6, atol=3e-7)

@@ -200,8 +200,7 @@ def test_single_steps_for_a_long_time(kind, isa):
     case = Case.of(kind, hidden_size=37, input_size=20, batch=3, seq_len=200)
     layer = layer_on(case, isa)
     whole = flat(layer(case.x, case.initial))
-    cell = None if dict(case.options) else {"lstm": fastrnn.LSTMCell, "gru": fastrnn.GRUCell, "rnn": fastrnn.RNNCell}[case.op](
-        **{name[:-3]: array for name, array in case.node.weights.items()}, backend="packed")  # fmt: skip
+    cell = None if case.options else case.cell()
     state, cell_state = case.initial, state_of(case, [part[0] for part in parts(case.initial)])
     for t in range(case.seq_len):
         y, state = layer(case.x[:, t : t + 1], state)

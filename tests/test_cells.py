@@ -8,7 +8,7 @@ from itertools import cycle
 
 import numpy as np
 import pytest
-from cases import DIRECTIONS, SIZES, SUM_BLOCKS, VARIANTS, Case, assert_bits, assert_close, flat
+from cases import DIRECTIONS, SIZES, SUM_BLOCKS, VARIANTS, Case, assert_bits, assert_close, flat, parts, state_of
 from tolerances import RECURRENT_LONG
 
 import fastrnn
@@ -63,9 +63,13 @@ def test_output_in_the_order_of_processing(kind, isa, backend):
 
 
 CUSTOM = {  # alpha and beta that are not the defaults
-    "hard_sigmoid": (0.3, 0.4), "affine": (0.7, -0.2), "leaky_relu": (0.2,), "thresholded_relu": (0.3,), "scaled_tanh": (1.3, 0.6),
+    "hard_sigmoid": (0.3, 0.4),
+    "affine": (0.7, -0.2),
+    "leaky_relu": (0.2,),
+    "thresholded_relu": (0.3,),
+    "scaled_tanh": (1.3, 0.6),
     "elu": (0.7,),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CELL_ACTIVATIONS)
@@ -127,18 +131,12 @@ def test_long_sequences(kind, isa, backend):
 @pytest.mark.parametrize("op", ["lstm", "gru", "rnn"])
 @pytest.mark.parametrize("batch", [None, 0, 1, 3])
 def test_cells(op, batch, isa, backend):
-    cls = {"lstm": fastrnn.LSTMCell, "gru": fastrnn.GRUCell, "rnn": fastrnn.RNNCell}[op]
     for size, with_state in itertools.product((1, 9, 16, 33), (True, False)):
         case = Case.of(op, hidden_size=size, batch=1 if batch is None else batch, seq_len=1, state=with_state)
-        cell = cls(**{name[:-3]: array for name, array in case.node.weights.items()}, backend=backend)
-        x, states = case.x[:, 0], [part[0] for part in flat((case.x, case.initial))[1:]]
-        if batch is None:
-            x, states = x[0], [part[0] for part in states]
-        state = None if not states else tuple(states) if op == "lstm" else states[0]
-        result = cell(x, state)
-        ours = list(result) if op == "lstm" else [result]
-        want = [a[0] if batch is not None else a[0, 0] for a in case.expected()[1:]]
-        assert_close(ours, want, f"{cls.__name__} {case}")
+        at = 0 if batch is None else slice(None)  # no batch axis
+        state = state_of(case, [part[0, at] for part in parts(case.initial)])
+        ours = parts(case.cell(backend)(case.x[at, 0], state))
+        assert_close(ours, [part[0, at] for part in case.expected()[1:]], f"cell of {case}, batch {batch}")
 
 
 @pytest.mark.parametrize("kind", KINDS)

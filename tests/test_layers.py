@@ -109,12 +109,21 @@ def test_embedding(dtype):
 
 def test_embedding_errors():
     layer = fastrnn.Embedding(normal(3, 2), name="words")
-    for ids, text in [
-        ([3], "from 0 to 2, got 3 to 3"), ([-1, 1], "from 0 to 2, got -1 to 1"), ([2**40], "from 0 to 2"),
-        (np.array([2**64 - 1], np.uint64), "from 0 to 2"), ([np.inf], "from 0 to 2"), ([-np.inf], "from 0 to 2"),
-        ([0.5], "whole numbers.*float64"), ([np.nan], "whole numbers"), (["a"], "whole numbers.*<U1"), ([True], "whole numbers.*bool"),
-        ([1j], "whole numbers.*complex"), ([None], "whole numbers.*object"),
-    ]:  # fmt: skip
+    refused = [
+        ([3], "from 0 to 2, got 3 to 3"),
+        ([-1, 1], "from 0 to 2, got -1 to 1"),
+        ([2**40], "from 0 to 2"),
+        (np.array([2**64 - 1], np.uint64), "from 0 to 2"),
+        ([np.inf], "from 0 to 2"),
+        ([-np.inf], "from 0 to 2"),
+        ([np.nan], "whole numbers"),
+        ([0.5], "whole numbers.*float64"),
+        (["a"], "whole numbers.*<U1"),
+        ([True], "whole numbers.*bool"),
+        ([1j], "whole numbers.*complex"),
+        ([None], "whole numbers.*object"),
+    ]
+    for ids, text in refused:
         with pytest.raises(fastrnn.ShapeError, match=f"'words' takes .*{text}"):
             layer(ids)
     with pytest.raises(fastrnn.ShapeError, match=r"weight must be \(rows, features\), got \(3,\)"):
@@ -268,6 +277,8 @@ def gru_of(size: int, **changes) -> Case:
 def test_sequential_keeps_the_backend_of_its_layers(backend):
     model = fastrnn.Sequential(Case.of("gru").layer(backend), fastrnn.Dense(normal(2, 5), backend=backend))
     assert [plan["backend"] for plan in model.explain()] == [backend, backend]
+    with pytest.raises(fastrnn.ShapeError, match="one backend, got blas and packed"):
+        fastrnn.Sequential(Case.of("gru").layer("packed"), fastrnn.Dense(normal(2, 5), backend="blas"))
 
 
 def test_a_final_recurrent_layer_gives_its_state(isa, backend):
@@ -321,19 +332,26 @@ def test_inputs_and_outputs_by_name():
 
 def test_a_models_errors_name_the_layer():
     model = fastrnn.Sequential(fastrnn.Dense(normal(3, 2), name="first"), fastrnn.Dense(normal(3, 3), name="second"))
-    with pytest.raises(fastrnn.ShapeError, match="first.*last axis is 2"):
+    with pytest.raises(fastrnn.ShapeError, match=r"first.*last axis is 2"):
         model(normal(2, 5))
     with pytest.raises(fastrnn.ShapeError, match="at least one layer"):
         fastrnn.Sequential()
 
 
 def test_layers_that_do_not_fit_are_refused_while_building():
-    with pytest.raises(fastrnn.ShapeError, match=r"second.*3.*2"):
-        fastrnn.Sequential(fastrnn.Dense(normal(2, 4), name="first"), fastrnn.Dense(normal(5, 3), name="second"))
+    dense = fastrnn.Dense(normal(5, 3), name="dense")
+    for before, gives in [
+        (fastrnn.Dense(normal(2, 4)), 2),
+        (fastrnn.Embedding(normal(9, 4)), 4),
+        (Case.of("gru", direction="bidirectional concat").layer(), 10),
+        (Case.of("lstm projection").layer(), 2),
+    ]:
+        with pytest.raises(fastrnn.ShapeError, match=f"'dense' takes 3 features, what stands before it gives {gives}"):
+            fastrnn.Sequential(before, fastrnn.Activation("relu"), dense)
 
 
 def test_what_is_no_layer_is_refused():
-    with pytest.raises((TypeError, fastrnn.FastrnnError), match=r"int|layer"):
+    with pytest.raises(TypeError, match="fastrnn's layers, got int"):
         fastrnn.Sequential(fastrnn.Activation("relu"), 3)
 
 
@@ -410,7 +428,7 @@ def test_numbers_of_threads_that_are_refused():
 def test_names_that_are_refused():
     with pytest.raises(fastrnn.UnsupportedError, match=rf"'mmx'.*available: {', '.join(ISAS)}"):
         fastrnn.set_isa("mmx")
-    with pytest.raises(fastrnn.UnsupportedError, match=r"'windows'.*this build has"):
+    with pytest.raises(fastrnn.UnsupportedError, match=r"'windows'.*posix"):
         fastrnn.set_team("windows")
 
 

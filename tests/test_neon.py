@@ -17,8 +17,12 @@ TUNED = next((name for name in isa_flags() if name != "generic"), "generic")
 
 
 def output(*command, env=None, timeout=300):
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=timeout, env=os.environ | (env or {}))
-    assert done.returncode == 0, f"{' '.join(map(str, command))}: exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-8000:]}"
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=timeout, env=os.environ | (env or {})
+    )
+    assert done.returncode == 0, (
+        f"{' '.join(map(str, command))}: exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-8000:]}"
+    )
     return done.stdout
 
 
@@ -39,7 +43,9 @@ def assert_same_lines(ours, theirs, names):
     for a, b in zip(ours, theirs, strict=True):
         if a != b:
             words = [k for k, (p, q) in enumerate(zip(a.split(), b.split(), strict=False)) if p != q]
-            raise AssertionError(f"{names}: {len(words)} results differ in {a.partition(':')[0]!r}, the first at word {words[0]}")
+            raise AssertionError(
+                f"{names}: {len(words)} results differ in {a.partition(':')[0]!r}, the first at word {words[0]}"
+            )
 
 
 @pytest.mark.parametrize("what", WHAT)

@@ -38,7 +38,7 @@ def test_empty_variables_mean_nothing():
 
 
 @pytest.mark.parametrize(
-    "name, value, available",
+    ("name", "value", "available"),
     [
         ("FASTRNN_ISA", "sse9", INFO["isas"]),
         ("FASTRNN_ISA", "AVX2", INFO["isas"]),
@@ -133,7 +133,7 @@ def write(folder, **files):
 
 
 @pytest.mark.parametrize(
-    "text, expected",
+    ("text", "expected"),
     [
         ("max 100000\n", None),
         ("200000 100000\n", 2.0),
@@ -151,8 +151,14 @@ def test_quota_of_cgroup_v2(tmp_path, text, expected):
 
 
 @pytest.mark.parametrize(
-    "quota, period, expected",
-    [("-1\n", "100000\n", None), ("250000\n", "100000\n", 2.5), ("100000\n", "0\n", None), ("\n", "100000\n", None), ("100000\n", None, None)],
+    ("quota", "period", "expected"),
+    [
+        ("-1\n", "100000\n", None),
+        ("250000\n", "100000\n", 2.5),
+        ("100000\n", "0\n", None),
+        ("\n", "100000\n", None),
+        ("100000\n", None, None),
+    ],
 )
 def test_quota_of_cgroup_v1(tmp_path, quota, period, expected):
     files = {"cpu__cfs_quota_us": quota} | ({} if period is None else {"cpu__cfs_period_us": period})
@@ -164,7 +170,7 @@ def test_no_cgroup(tmp_path):
     assert runtime.cgroup_quota(str(tmp_path / "absent")) is None
 
 
-@pytest.mark.parametrize("quota, cpus, expected", [(None, 8, 8), (2.9, 8, 2), (0.4, 8, 1), (16.0, 8, 8)])
+@pytest.mark.parametrize(("quota", "cpus", "expected"), [(None, 8, 8), (2.9, 8, 2), (0.4, 8, 1), (16.0, 8, 8)])
 def test_the_default_is_the_smaller_of_affinity_and_quota(monkeypatch, quota, cpus, expected):
     monkeypatch.setattr(runtime, "cgroup_quota", lambda: quota)
     monkeypatch.setattr(runtime, "affinity", lambda: cpus)
@@ -172,8 +178,8 @@ def test_the_default_is_the_smaller_of_affinity_and_quota(monkeypatch, quota, cp
 
 
 def test_affinity_is_honoured():
-    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); import fastrnn; print(fastrnn.get_num_threads())"
-    assert check(code) == "1\n"
+    confine = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"
+    assert check(f"{confine}; import fastrnn; print(fastrnn.get_num_threads())") == "1\n"
 
 
 # ---- What info says ----

@@ -27,7 +27,7 @@ H = 256
 def layer(cell, directions):
     gates = {"lstm": 4, "lstm projection": 4, "gru": 3, "gru reset before": 3, "rnn": 1}[cell]
     output = 96 if cell == "lstm projection" else H
-    arrays = [[weights(rng, gates * H, 64) for _ in range(directions)], [weights(rng, gates * H, output) for _ in range(directions)]]
+    arrays = [[weights(rng, gates * H, columns) for _ in range(directions)] for columns in (64, output)]
     options = {"bidirectional": directions == 2}
     if cell == "lstm projection":
         options["weight_hr"] = [weights(rng, output, H) for _ in range(directions)]
@@ -35,8 +35,9 @@ def layer(cell, directions):
         options["reset_after"] = False
     return {"l": fastrnn.LSTM, "g": fastrnn.GRU, "r": fastrnn.RNN}[cell[0]](*arrays, **options)
 
+splits = ("batch", 1, 16), ("directions", 2, 1), ("directions", 2, 3), ("hidden", 1, 1), ("hidden", 1, 3)
 for cell in ("lstm", "lstm projection", "gru", "gru reset before", "rnn"):
-    for split, directions, batch in (("batch", 1, 16), ("directions", 2, 1), ("directions", 2, 3), ("hidden", 1, 1), ("hidden", 1, 3)):
+    for split, directions, batch in splits:
         net, x, lengths = layer(cell, directions), inputs(batch, 24, 64), np.arange(batch) * 5 % 24 + 1
         results = {}
         for count in (1, 2, 3, 4):
@@ -75,7 +76,8 @@ wrong, start = [], threading.Barrier(8)
 def call(k):
     start.wait()
     for turn in range(10):
-        wrong.extend((split, k, turn) for split, net in nets.items() if bits(net(feeds[split][k])) != expected[split][k])
+        results = {split: bits(net(feeds[split][k])) for split, net in nets.items()}
+        wrong.extend((split, k, turn) for split in nets if results[split] != expected[split][k])
 
 before = threads()
 callers = [threading.Thread(target=call, args=(k,)) for k in range(8)]
@@ -147,7 +149,9 @@ def test_more_threads_than_cores(team):
     check(MANY, team)
 
 
-@pytest.mark.parametrize("name, value", [("OMP_MAX_ACTIVE_LEVELS", "0"), ("OMP_THREAD_LIMIT", "1"), ("OMP_DYNAMIC", "true")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("OMP_MAX_ACTIVE_LEVELS", "0"), ("OMP_THREAD_LIMIT", "1"), ("OMP_DYNAMIC", "true")]
+)
 @pytest.mark.skipif("openmp" not in TEAMS, reason="this build has no OpenMP")
 def test_an_environment_that_forbids_openmp_its_threads(name, value):
     check(SAME_BITS, "openmp", **{name: value})
@@ -250,11 +254,13 @@ except KeyboardInterrupt:
 )
 
 
-@pytest.mark.parametrize("threads, hidden, directions", [(1, 512, 1), (2, 512, 1), (2, 512, 2)])
+@pytest.mark.parametrize(("threads", "hidden", "directions"), [(1, 512, 1), (2, 512, 1), (2, 512, 2)])
 def test_control_c_ends_a_long_call(threads, hidden, directions):
     """Five million steps take minutes."""
     command = [sys.executable, "-c", INTERRUPTED, str(threads), str(hidden), str(directions)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+    ) as process:
         guard = threading.Timer(30, process.kill)
         guard.start()
         try:

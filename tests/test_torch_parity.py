@@ -16,16 +16,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 RECURRENT = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
-GRID = [
-    (name, options)
-    for name, options in [
-        ("LSTM", {}),
-        ("LSTM", {"proj_size": 3}),
-        ("GRU", {}),
-        ("RNN", {}),
-        ("RNN", {"nonlinearity": "relu"}),
-    ]
-]
+GRID = [("LSTM", {}), ("LSTM", {"proj_size": 3}), ("GRU", {}), ("RNN", {}), ("RNN", {"nonlinearity": "relu"})]
 
 
 def numbers(result) -> list[np.ndarray]:
@@ -155,12 +146,20 @@ def test_pytorchs_own_samples(samples, isa, backend):
     assert packed, "no packed sample was met"
 
 
+TWO_BY_TWO = {"num_layers": 2, "bidirectional": True}
 PROMISE = [
     # name, options, input_size, hidden_size, batch, seq_len
-    ("LSTM", {}, 16, 32, 4, 50), ("LSTM", {"num_layers": 2, "bidirectional": True}, 40, 64, 2, 30), ("LSTM", {"proj_size": 16}, 32, 64, 3, 20),
-    ("LSTM", {}, 256, 256, 1, 20), ("LSTM", {}, 512, 512, 2, 10), ("GRU", {}, 16, 32, 4, 50), ("GRU", {"num_layers": 2, "bidirectional": True}, 40, 64, 2, 30),
-    ("GRU", {}, 256, 256, 1, 20), ("RNN", {}, 64, 128, 4, 40), ("RNN", {"nonlinearity": "relu"}, 64, 128, 4, 40),
-]  # fmt: skip
+    ("LSTM", {}, 16, 32, 4, 50),
+    ("LSTM", TWO_BY_TWO, 40, 64, 2, 30),
+    ("LSTM", {"proj_size": 16}, 32, 64, 3, 20),
+    ("LSTM", {}, 256, 256, 1, 20),
+    ("LSTM", {}, 512, 512, 2, 10),
+    ("GRU", {}, 16, 32, 4, 50),
+    ("GRU", TWO_BY_TWO, 40, 64, 2, 30),
+    ("GRU", {}, 256, 256, 1, 20),
+    ("RNN", {}, 64, 128, 4, 40),
+    ("RNN", {"nonlinearity": "relu"}, 64, 128, 4, 40),
+]
 
 
 @pytest.mark.parametrize("shape", PROMISE, ids=lambda s: f"{s[0]}-{s[2]}-{s[3]}" + "".join(f"-{k}" for k in s[1]))

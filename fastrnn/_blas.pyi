@@ -1,0 +1,3 @@
+"""Types of _blas.pyx, which says what each name is for."""
+
+def sgemm_address() -> int: ...

@@ -1,0 +1,91 @@
+"""Types of _core.pyx, which says what each name is for."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Activation = tuple[str, float, float]
+Weights = Sequence[np.ndarray | None]  # weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, peephole
+
+ACTIVATION_KINDS: dict[str, int]
+CELLS: dict[str, int]
+MERGES: dict[str, int]
+BACKENDS: dict[str, int]
+PADDINGS: dict[str, int]
+
+def isas() -> list[str]: ...
+def isa() -> str: ...
+def isa_tuned() -> bool: ...
+def set_isa(name: str) -> bool: ...
+def teams() -> list[str]: ...
+def team() -> str: ...
+def set_team(name: str) -> bool: ...
+def set_blas(sgemm: int) -> None: ...
+
+class RecurrentHandle:
+    def __init__(
+        self,
+        cell: str,
+        weights: list[Weights],
+        input_size: int,
+        hidden_size: int,
+        proj_size: int,
+        num_layers: int,
+        directions: int,
+        reverse: bool,
+        merge: str,
+        gate: Activation,
+        candidate: Activation,
+        hidden: Activation,
+        clip: float | None,
+        cell_clip: float | None,
+        proj_clip: float | None,
+        coupled_input_forget: bool,
+        reset_before: bool,
+        backend: str,
+    ) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+    def explain(self, batch: int, seq_len: int, threads: int) -> dict[str, Any]: ...
+    def forward(
+        self,
+        x: np.ndarray,
+        batch_first: bool,
+        h_0: np.ndarray | None,
+        c_0: np.ndarray | None,
+        y: np.ndarray | None,
+        h_n: np.ndarray | None,
+        c_n: np.ndarray | None,
+        lengths: np.ndarray | None,
+        times: np.ndarray | None,
+        padding: str,
+        reverse_output: bool,
+        threads: int,
+    ) -> None: ...
+    def forward_exact(self, x: Any, state: Any, out: Any, batch_first: bool, features: int, threads: int) -> bool: ...
+
+class DenseHandle:
+    def __init__(self, weight: np.ndarray, bias: np.ndarray | None, act: Activation, backend: str) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+    def forward(self, rows: int, x: np.ndarray, y: np.ndarray, threads: int) -> None: ...
+
+class RowKernels:
+    isa: str
+    def __init__(self) -> None: ...
+    def activate(self, act: Activation, x: np.ndarray, y: np.ndarray) -> None: ...
+    def softmax(self, rows: int, n: int, x: np.ndarray, y: np.ndarray, logarithm: bool) -> None: ...
+    def layer_norm(
+        self,
+        rows: int,
+        n: int,
+        x: np.ndarray,
+        weight: np.ndarray | None,
+        bias: np.ndarray | None,
+        eps: float,
+        y: np.ndarray,
+    ) -> None: ...
+    def scale_shift(
+        self, rows: int, n: int, x: np.ndarray, scale: np.ndarray, shift: np.ndarray, y: np.ndarray
+    ) -> None: ...
