@@ -6,7 +6,7 @@ Switches, from the environment: FASTRNN_SANITIZE=address,undefined  FASTRNN_OPEN
 import hashlib
 import os
 import platform
-from glob import glob
+from pathlib import Path
 
 import numpy
 from setuptools import Extension, setup
@@ -21,8 +21,9 @@ ISA_FLAGS = {
     "aarch64": {"generic": [], "neon": []},
 }
 MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine())
-HEADERS = sorted(glob("src_c/*.h") + glob("src_c/kernels/*.h"))
-SOURCES = sorted(glob("src_c/*.c"))
+HEADERS = sorted(map(str, Path("src_c").rglob("*.h")))
+SOURCES = sorted(map(str, Path("src_c").glob("*.c")))
+KERNELS = sorted(map(str, Path("src_c/kernels").glob("*.c")))
 
 # No -ffast-math: it would change results, and at link time the floating-point mode of the whole process.
 CFLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
@@ -69,7 +70,7 @@ def extension(name, libraries=()):
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         extra_compile_args=["-O2", "-fvisibility=hidden", *[f for f in CFLAGS if "sanitize" in f]],
         extra_link_args=LDFLAGS + OPENMP,
-        depends=HEADERS + SOURCES + glob("src_c/kernels/*.c") + ["fastrnn/_c_api.pxd"],
+        depends=HEADERS + SOURCES + KERNELS + ["fastrnn/_c_api.pxd"],
     )
 
 

@@ -1,10 +1,10 @@
 """fastrnn: trained LSTM, GRU and simple RNN networks on CPUs."""
 
 from . import errors, reference
+from .cells import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from .errors import ConcurrentUseError, FastrnnError, FormatError, ShapeError, UnsupportedError
 from .layers import Activation, BatchNorm, Dense, Embedding, LayerNorm, Masking
 from .model import Model, Sequential, from_keras, from_torch, load, load_layers, save
-from .recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from .runtime import get_num_threads, info, set_isa, set_num_threads, set_team
 from .runtime import version as _version
 from .verify import verify
@@ -12,8 +12,8 @@ from .verify import verify
 __version__ = _version()
 
 __all__ = [
-    "GRU", "LSTM", "RNN", "Activation", "BatchNorm", "ConcurrentUseError", "Dense", "Embedding", "FastrnnError", "FormatError",
-    "GRUCell", "LSTMCell", "LayerNorm", "Masking", "Model", "RNNCell", "Sequential", "ShapeError", "UnsupportedError",
-    "__version__", "errors", "from_keras", "from_torch", "get_num_threads", "info", "load", "load_layers", "reference", "save",
-    "set_isa", "set_num_threads", "set_team", "verify",
+    "GRU", "LSTM", "RNN", "Activation", "BatchNorm", "ConcurrentUseError", "Dense", "Embedding", "FastrnnError",
+    "FormatError", "GRUCell", "LSTMCell", "LayerNorm", "Masking", "Model", "RNNCell", "Sequential", "ShapeError",
+    "UnsupportedError", "__version__", "errors", "from_keras", "from_torch", "get_num_threads", "info", "load",
+    "load_layers", "reference", "save", "set_isa", "set_num_threads", "set_team", "verify",
 ]  # fmt: skip

@@ -53,5 +53,7 @@ def check_out(array: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
     if array.dtype != F32 or array.shape != shape:
         raise ShapeError(f"{name} must be float32 of shape {shape}, got {array.dtype} of shape {array.shape}")
     if not array.flags.carray:
-        raise ShapeError(f"{name} must be C-contiguous, aligned and writable; make it with numpy.empty{(shape, 'numpy.float32')}")
+        raise ShapeError(
+            f"{name} must be C-contiguous, aligned and writable; make it with numpy.empty{(shape, 'numpy.float32')}"
+        )
     return array

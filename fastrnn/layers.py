@@ -7,7 +7,7 @@ threads.  Recurrent layers are in :mod:`fastrnn.recurrent`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from .spec import OPS, ROW_ACTIVATIONS, Node, activation
 
 Inputs = Sequence[np.ndarray | None]
 Outputs = tuple[np.ndarray, ...]
+AnyLayer = TypeVar("AnyLayer", bound="Layer")
 
 
 def make_node(op: str, name: str, weights: dict[str, Any], attrs: dict[str, Any]) -> Node:
@@ -56,7 +57,7 @@ class Layer:
         self._build()
 
     @classmethod
-    def from_node(cls, node: Node, backend: str | None = None) -> Layer:
+    def from_node(cls: type[AnyLayer], node: Node, backend: str | None = None) -> AnyLayer:
         """Build from a description; shapes are checked, weights are packed."""
         layer = cls.__new__(cls)
         Layer.__init__(layer, node, backend)
@@ -84,12 +85,9 @@ class Layer:
     def _threads(self) -> int:
         return self.threads or runtime.get_num_threads()
 
-    def __call__(self, x: Any) -> np.ndarray:
-        """Run the layer on one array."""
-        return self.run_node([self._input(x)])[0]
-
-    def _input(self, x: Any) -> np.ndarray:
-        return as_float32(x, f"the input of {self.name!r}")
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Run the layer; each kind says what it takes and gives."""
+        raise NotImplementedError
 
     def __reduce__(self) -> tuple[Callable[..., Layer], tuple[Any, ...]]:
         return type(self).from_node, (self.node, self._backend)
@@ -97,6 +95,17 @@ class Layer:
     def __repr__(self) -> str:
         shapes = ", ".join(f"{key}={value.shape}" for key, value in self.node.weights.items())
         return f"{type(self).__name__}({shapes})"
+
+
+class Stateless(Layer):
+    """A layer that takes one array and gives one."""
+
+    def __call__(self, x: Any) -> np.ndarray:
+        """Run the layer on one array."""
+        return self.run_node([self._input(x)])[0]
+
+    def _input(self, x: Any) -> np.ndarray:
+        return as_float32(x, f"the input of {self.name!r}")
 
 
 def _vector_problems(node: Node, size: int, names: Sequence[str]) -> list[str]:
@@ -122,7 +131,7 @@ def _apply(kernels: _core.RowKernels, value: tuple[str, float, float], x: np.nda
         kernels.activate(value, x, y)
 
 
-class Dense(Layer):
+class Dense(Stateless):
     """Fully connected layer.
 
     Computes ``y = activation(x @ weight.T + bias)`` over the last axis of x.
@@ -149,7 +158,13 @@ class Dense(Layer):
     op = "dense"
 
     def __init__(
-        self, weight: Any, bias: Any = None, *, activation: Any = "linear", name: str = "dense", backend: str | None = None
+        self,
+        weight: Any,
+        bias: Any = None,
+        *,
+        activation: Any = "linear",
+        name: str = "dense",
+        backend: str | None = None,
     ):
         weights = {"weight": weight, "bias": bias}
         super().__init__(make_node("dense", name, weights, {"activation": activation}), backend)
@@ -187,7 +202,7 @@ class Dense(Layer):
         return super().explain() | {"backend": self._used_backend, "isa": self._kernels.isa}
 
 
-class Embedding(Layer):
+class Embedding(Stateless):
     """Rows of a table: ``y[...] = weight[ids[...]]``.
 
     Parameters
@@ -230,7 +245,7 @@ class Embedding(Layer):
         return self.node.weights["weight"].nbytes
 
 
-class Masking(Layer):
+class Masking(Stateless):
     """Keras' Masking: steps whose features all equal ``mask_value`` become zeros, and False in the mask."""
 
     op = "masking"
@@ -245,7 +260,7 @@ class Masking(Layer):
         return np.where(mask[..., None], x, np.float32(0)), mask
 
 
-class LayerNorm(Layer):
+class LayerNorm(Stateless):
     """Layer normalisation (Ba et al. 2016) over the last axis, or over all axes that weight has.
 
     Computes ``y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias``.
@@ -278,11 +293,13 @@ class LayerNorm(Layer):
             raise ShapeError(f"{self.name!r} takes arrays that end in {shape or f'{axes} axes'}, got shape {x.shape}")
         y = np.empty(x.shape, np.float32)
         n = int(np.prod(x.shape[x.ndim - axes :]))
-        self._kernels.layer_norm(x.size // n if n else 0, n, x, weights.get("weight"), weights.get("bias"), self.node.attr("eps"), y)
+        self._kernels.layer_norm(
+            x.size // n if n else 0, n, x, weights.get("weight"), weights.get("bias"), self.node.attr("eps"), y
+        )
         return (y,)
 
 
-class BatchNorm(Layer):
+class BatchNorm(Stateless):
     """Batch normalisation at inference: ``y = (x - mean) / sqrt(var + eps) * weight + bias`` per feature.
 
     Parameters
@@ -359,7 +376,7 @@ class Unstack(Layer):
         return tuple(inputs[0])
 
 
-class Activation(Layer):
+class Activation(Stateless):
     """An activation by itself; softmax and log_softmax run over the last axis.
 
     Examples

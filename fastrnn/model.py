@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from . import recurrent
+from . import cells
 from .arrays import as_array, as_float32
 from .errors import ShapeError
 from .layers import Activation, BatchNorm, Dense, Embedding, Layer, LayerNorm, Masking, Stack, Unstack
+from .recurrent import Recurrent
 from .spec import OPS, ModelSpec, Node, Tensor
 
 LAYERS: dict[str, type[Layer]] = {
-    "lstm": recurrent.LSTM,
-    "gru": recurrent.GRU,
-    "rnn": recurrent.RNN,
+    "lstm": cells.LSTM,
+    "gru": cells.GRU,
+    "rnn": cells.RNN,
     "dense": Dense,
     "embedding": Embedding,
     "masking": Masking,
@@ -29,7 +30,7 @@ LAYERS: dict[str, type[Layer]] = {
 }
 """The class that runs each kind of node."""
 
-_CELLS: dict[str, type[Layer]] = {"lstm": recurrent.LSTMCell, "gru": recurrent.GRUCell, "rnn": recurrent.RNNCell}
+_CELLS: dict[str, type[Layer]] = {"lstm": cells.LSTMCell, "gru": cells.GRUCell, "rnn": cells.RNNCell}
 
 
 def build_layer(node: Node, backend: str | None = None) -> Layer:
@@ -64,8 +65,10 @@ class Model:
         self._steps = [(self.layers[node.name], node) for node in spec.nodes]
         first = next(iter(self.layers.values()))
         alone = len(spec.nodes) == 1 and spec.nested_state
-        self._bare = first if alone and isinstance(first, recurrent.Recurrent) else None
-        self._optional = {t for node in spec.nodes for t, what in zip(node.inputs, OPS[node.op].inputs) if what.endswith("?")}
+        self._bare = first if alone and isinstance(first, Recurrent) else None
+        self._optional = {
+            t for node in spec.nodes for t, what in zip(node.inputs, OPS[node.op].inputs) if what.endswith("?")
+        }
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Run on arrays in the order of ``inputs``.
@@ -77,10 +80,14 @@ class Model:
         if self._bare is not None:
             return self._bare(*inputs, **options)
         if options:
-            raise TypeError(f"unexpected option(s) {', '.join(options)}: only a model of one recurrent layer takes them")
+            raise TypeError(
+                f"unexpected option(s) {', '.join(options)}: only a model of one recurrent layer takes them"
+            )
         required = [t.name for t in self.inputs if t.name not in self._optional]
         if not len(required) <= len(inputs) <= len(self.inputs):
-            raise ShapeError(f"the model takes {len(self.inputs)} input(s) ({self._names(self.inputs)}), got {len(inputs)}")
+            raise ShapeError(
+                f"the model takes {len(self.inputs)} input(s) ({self._names(self.inputs)}), got {len(inputs)}"
+            )
         values = self._run({t.name: x for t, x in zip(self.inputs, inputs)})
         results = [values[t.name] for t in self.outputs]
         if self.spec.nested_state:
@@ -92,7 +99,9 @@ class Model:
         wanted = [t.name for t in self.outputs] if outputs is None else list(outputs)
         unknown = [name for name in wanted if name not in {t.name for t in self.outputs}]
         if unknown:
-            raise ShapeError(f"no output named {', '.join(map(repr, unknown))}; the model has {self._names(self.outputs)}")
+            raise ShapeError(
+                f"no output named {', '.join(map(repr, unknown))}; the model has {self._names(self.outputs)}"
+            )
         values = self._run(feeds)
         return {name: values[name] for name in wanted}
 
@@ -170,7 +179,7 @@ def _from_bytes(data: bytes, backend: str | None, threads: int | None) -> Model:
 
 def _features(layer: Layer) -> tuple[int | None, int | None]:
     """Sizes of the last axis that a layer takes and gives; None: any, and what it takes."""
-    if isinstance(layer, recurrent.Recurrent):
+    if isinstance(layer, Recurrent):
         return layer.input_size, layer._features
     if isinstance(layer, Dense):
         return layer.input_size, layer.output_size
@@ -191,10 +200,14 @@ def Sequential(*layers: Layer) -> Model:  # noqa: N802 (it stands where a class 
     """
     strange = [type(layer).__name__ for layer in layers if not isinstance(layer, Layer)]
     if strange:
-        raise TypeError(f"a model is made of fastrnn's layers, got {', '.join(strange)}; from_torch and from_keras convert others")
+        raise TypeError(
+            f"a model is made of fastrnn's layers, got {', '.join(strange)}; from_torch and from_keras convert others"
+        )
     backends = {layer._backend for layer in layers} - {None}
     if len(backends) > 1:
-        raise ShapeError(f"the layers of a model have one backend, got {' and '.join(map(str, sorted(backends)))}; build them alike")
+        raise ShapeError(
+            f"the layers of a model have one backend, got {' and '.join(sorted(map(str, backends)))}; build them alike"
+        )
     nodes: list[Node] = []
     tensor, mask = "x", ""
     features: int | None = None
@@ -213,11 +226,11 @@ def Sequential(*layers: Layer) -> Model:  # noqa: N802 (it stands where a class 
         tensor = written[0]
         if node.op == "masking" or (node.op == "embedding" and node.attr("mask_zero")):
             mask = written[1]
-        elif isinstance(layer, recurrent.Recurrent) and not node.attr("return_sequences"):
+        elif isinstance(layer, Recurrent) and not node.attr("return_sequences"):
             mask = ""
     if not nodes:
         raise ShapeError("a model needs at least one layer")
-    final = isinstance(layers[-1], recurrent.Recurrent)
+    final = isinstance(layers[-1], Recurrent)
     ids = nodes[0].op == "embedding"
     outputs = [Tensor(name, None) for name in (nodes[-1].outputs if final else nodes[-1].outputs[:1])]
     spec = ModelSpec(nodes, [Tensor("x", None, "int64" if ids else "float32")], outputs, nested_state=final)
@@ -229,15 +242,23 @@ def as_model(layer: Layer | Model) -> Model:
     if isinstance(layer, Model):
         return layer
     node = layer.node
-    final = isinstance(layer, recurrent.Recurrent)
+    final = isinstance(layer, Recurrent)
     outputs = [Tensor(name, None) for name in (node.outputs if final else node.outputs[:1])]
-    inputs = [Tensor(name, None, "bool" if name == "mask" else "int64" if name == "ids" else "float32") for name in node.inputs if name]
-    model = Model(ModelSpec([node], inputs, outputs, nested_state=final), backend=layer._backend, threads=layer.threads)
-    return model
+    inputs = [
+        Tensor(name, None, "bool" if name == "mask" else "int64" if name == "ids" else "float32")
+        for name in node.inputs
+        if name
+    ]
+    return Model(ModelSpec([node], inputs, outputs, nested_state=final), backend=layer._backend, threads=layer.threads)
 
 
 def load(
-    path: str | os.PathLike[str], *, backend: str | None = None, threads: int | None = None, dtype: str = "float32", **options: Any
+    path: str | os.PathLike[str],
+    *,
+    backend: str | None = None,
+    threads: int | None = None,
+    dtype: str = "float32",
+    **options: Any,
 ) -> Model:
     """Load a trained network.
 
@@ -288,7 +309,9 @@ def load_layers(
     return {name: build_layer(node, backend) for name, node in loaders.load_layer_nodes(path, names, **options).items()}
 
 
-def from_torch(module: Any, *, backend: str | None = None, threads: int | None = None, dtype: str = "float32", **options: Any) -> Layer | Model:
+def from_torch(
+    module: Any, *, backend: str | None = None, threads: int | None = None, dtype: str = "float32", **options: Any
+) -> Layer | Model:
     """A layer or model from a live PyTorch module or a state_dict.
 
     Parameters
@@ -332,7 +355,10 @@ def from_keras(
 
 
 def save(model: Model | Layer, path: str | os.PathLike[str]) -> None:
-    """Write a model as ``.frnn``: safetensors with the graph in its metadata.  An existing file is replaced whole or not at all."""
+    """Write a model as ``.frnn``: safetensors with the graph in its metadata.
+
+    An existing file is replaced whole or not at all.
+    """
     from .loaders import native
 
     native.save_spec(as_model(model).spec, path)

@@ -1,6 +1,6 @@
-"""Recurrent layers: LSTM, GRU and simple RNN, whole sequences and single cells.
+"""How recurrent layers are checked, built and called: shapes, states, lengths and masks.
 
-Here are names, shapes, states, lengths and masks; the mathematics is in :mod:`fastrnn.reference`, the time loop in C.
+The cells are in :mod:`fastrnn.cells`, their mathematics in :mod:`fastrnn.reference`, the time loop in C.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import _core, runtime
-from .arrays import as_array, as_float32, check_out
+from .arrays import F32, as_array, as_float32, check_out
 from .errors import ShapeError, UnsupportedError
-from .layers import Inputs, Layer, Outputs, make_node
-from .spec import CELL_ACTIVATIONS, GATES, OPS, Node, activation, weight_suffixes
+from .layers import Inputs, Layer, Outputs
+from .spec import CELL_ACTIVATIONS, OPS, Node, activation, weight_suffixes
 
 State = Any  # h, or (h, c)
 _WEIGHT_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "peephole")
@@ -24,26 +24,6 @@ _CHOICES = {
     "merge": tuple(_core.MERGES),
     "update_gate": ("keep", "take"),
 }
-
-
-def _parts(name: str, value: Any) -> list[Any]:
-    """The arrays of one parameter: a sequence of matrices (vectors, for biases and peepholes) is one for each layer."""
-    axes = 2 if name.startswith("weight") else 1
-    several = isinstance(value, (list, tuple)) and len(value) > 0 and np.ndim(value[0]) == axes
-    return list(value) if several else [value]
-
-
-def _named(values: dict[str, Any], suffixes: list[str]) -> dict[str, Any]:
-    """Spread parameters over suffixed names."""
-    named: dict[str, Any] = {}
-    for name, value in values.items():
-        if value is None:
-            continue
-        parts = _parts(name, value)
-        if len(parts) != len(suffixes):
-            raise ShapeError(f"{name} must be {len(suffixes)} arrays, one for each of {', '.join(suffixes)}; got {len(parts)}")
-        named |= {name + suffix: part for suffix, part in zip(suffixes, parts)}
-    return named
 
 
 class Recurrent(Layer):
@@ -66,7 +46,9 @@ class Recurrent(Layer):
         directions = 2 if node.attr("direction") == "bidirectional" else 1
         hh = w.get("weight_hh_l0")
         if hh is None or hh.ndim != 2 or hh.shape[0] % self.gates or not hh.size:
-            return [f"weight_hh must be ({self.gates} * hidden_size, output_size), got {None if hh is None else hh.shape}"]
+            return [
+                f"weight_hh must be ({self.gates} * hidden_size, output_size), got {None if hh is None else hh.shape}"
+            ]
         hidden = hh.shape[0] // self.gates
         output = w["weight_hr_l0"].shape[0] if "weight_hr_l0" in w and w["weight_hr_l0"].ndim == 2 else hidden
         for k, suffix in enumerate(weight_suffixes(node.attr("num_layers"), node.attr("direction"))):
@@ -96,7 +78,7 @@ class Recurrent(Layer):
                 yield f"{key} must be one of {', '.join(known)}, got {attrs[key]!r}"
         for key in ("clip", "cell_clip", "proj_clip"):
             bound = attrs.get(key)
-            if bound is not None and not (isinstance(bound, Real) and bound > 0):
+            if bound is not None and not (isinstance(bound, Real) and float(bound) > 0):
                 yield f"{key} must be a positive number or None, got {bound!r}"
 
     def _activations(self) -> tuple[Any, Any, Any]:
@@ -125,9 +107,18 @@ class Recurrent(Layer):
         chosen = [activation(value) for value in self._activations()]
         unfit = sorted({name for name, *_ in chosen if name not in CELL_ACTIVATIONS})
         if unfit:
-            raise UnsupportedError(f"{self.name!r}: a {self.op} cell cannot use {unfit}; known: {', '.join(CELL_ACTIVATIONS)}")
+            raise UnsupportedError(
+                f"{self.name!r}: a {self.op} cell cannot use {unfit}; known: {', '.join(CELL_ACTIVATIONS)}"
+            )
         self._used_backend = runtime.choose_backend(self._backend)
-        options = {"clip": node.attr("clip"), "cell_clip": None, "proj_clip": None, "coupled_input_forget": False, "reset_before": False}
+        options: dict[str, Any] = {
+            "cell_clip": None,
+            "proj_clip": None,
+            "coupled_input_forget": False,
+            "reset_before": False,
+        }
+        options |= self._options()
+        options |= dict(zip(("gate", "candidate", "hidden"), chosen))
         self._handle = _core.RecurrentHandle(
             self.op,
             [tuple(self._weights(suffix)) for suffix in weight_suffixes(self.num_layers, node.attr("direction"))],
@@ -138,13 +129,15 @@ class Recurrent(Layer):
             self._directions,
             node.attr("direction") == "reverse",
             merge,
-            *chosen,
-            **(options | self._options()),
+            clip=node.attr("clip"),
             backend=self._used_backend,
+            **options,
         )
         self._last_only = not node.attr("return_sequences")
         if node.attr("reverse_output") and self.bidirectional:
-            raise UnsupportedError(f"{self.name!r}: reverse_output orders the steps of one direction; flip a half of y after the call")
+            raise UnsupportedError(
+                f"{self.name!r}: reverse_output orders the steps of one direction; flip a half of y after the call"
+            )
         self._reverse_output = bool(node.attr("reverse_output")) and node.attr("direction") == "reverse"
         self._plain = not self._last_only and not self._reverse_output
         self._zero_masked = bool(node.attr("zero_output_for_mask"))
@@ -169,7 +162,14 @@ class Recurrent(Layer):
     # ---- calling ----
 
     def __call__(
-        self, x: Any, state: State = None, lengths: Any = None, *, mask: Any = None, out: Any = None, outputs: str | None = None
+        self,
+        x: Any,
+        state: State = None,
+        lengths: Any = None,
+        *,
+        mask: Any = None,
+        out: Any = None,
+        outputs: str | None = None,
     ) -> tuple[np.ndarray, State]:
         """Run whole sequences.
 
@@ -201,7 +201,9 @@ class Recurrent(Layer):
         """
         if self._plain and type(x) is np.ndarray and lengths is None and mask is None and outputs is None:
             place = self._new_out(x) if out is None else out
-            if self._handle.forward_exact(x, state, place, self.batch_first, self._features, self.threads or runtime.get_num_threads()):
+            if place is not None and self._handle.forward_exact(
+                x, state, place, self.batch_first, self._features, self.threads or runtime.get_num_threads()
+            ):
                 return place
         if isinstance(x, (list, tuple)):
             x, lengths = self._pad(x, lengths, mask)
@@ -215,10 +217,7 @@ class Recurrent(Layer):
             raise ShapeError(self._x_message(x, unbatched))
         batch, seq_len = x.shape[:2] if self.batch_first else (x.shape[1], x.shape[0])
         h_0, c_0 = (None, None) if state is None else self._take_state(state, batch, unbatched)
-        if outputs is None:
-            last = self._last_only
-        else:
-            last = self._check_outputs(outputs)
+        last = self._last_only if outputs is None else self._check_outputs(outputs)
         if out is None:
             h_n, c_n = self._new_state(batch)
             y = None if last else np.empty((*x.shape[:2], self._features), np.float32)
@@ -232,7 +231,18 @@ class Recurrent(Layer):
         ragged_reverse = self._reverse_output and lengths is not None and times is None
         flips = self._reverse_output and not ragged_reverse
         self._handle.forward(
-            x, self.batch_first, h_0, c_0, y, h_n, c_n, lengths, times, padding, flips, self.threads or runtime.get_num_threads()
+            x,
+            self.batch_first,
+            h_0,
+            c_0,
+            y,
+            h_n,
+            c_n,
+            lengths,
+            times,
+            padding,
+            flips,
+            self.threads or runtime.get_num_threads(),
         )
         if ragged_reverse and y is not None:
             for row, length in zip(y if self.batch_first else y.swapaxes(0, 1), lengths):
@@ -241,11 +251,12 @@ class Recurrent(Layer):
             y = self._last_output(h_n, y_last, lengths if times is not None else None, mask)
         if unbatched:
             y, h_n, c_n = self._unbatch(y, h_n, c_n, last)
+        assert y is not None
         return y, ((h_n, c_n) if self.has_c else h_n)
 
     def _new_out(self, x: np.ndarray) -> tuple[np.ndarray, State] | None:
-        """Arrays for the result of a plain call."""
-        if x.ndim != 3:
+        """Arrays for the result of a plain call; None where x is not what such a call takes."""
+        if x.ndim != 3 or x.shape[2] != self.input_size or x.dtype is not F32:
             return None
         h, c = self._new_state(x.shape[0] if self.batch_first else x.shape[1])
         y = np.empty((*x.shape[:2], self._features), np.float32)
@@ -331,7 +342,9 @@ class Recurrent(Layer):
             raise ShapeError("lengths and mask together are ambiguous; give one of them")
         mask = as_array(mask)
         if mask.shape != (batch, seq_len) or mask.dtype.kind not in "biuf":
-            raise ShapeError(f"mask must be (batch, seq_len) = {(batch, seq_len)} of bool, got {mask.dtype} of shape {mask.shape}")
+            raise ShapeError(
+                f"mask must be (batch, seq_len) = {(batch, seq_len)} of bool, got {mask.dtype} of shape {mask.shape}"
+            )
         mask = mask.astype(bool)
         times = np.argsort(~mask, axis=1, kind="stable")  # steps to run first, each part in the order of time
         return mask.sum(1, dtype=np.int64), times, "zero" if self._zero_masked else "repeat"
@@ -348,13 +361,18 @@ class Recurrent(Layer):
     def _last_output(self, h_n: np.ndarray, y: np.ndarray | None, steps: np.ndarray | None, mask: Any) -> np.ndarray:
         """The final h of each direction of the last layer, merged.  ``steps``: real steps of masked rows."""
         finals = list(h_n[-self._directions :])
-        if steps is not None:  # Keras: a row without any step gives zeros, and zero_output_for_mask looks at the last step
+        if steps is not None:
+            # Keras: a row without any step gives zeros, and zero_output_for_mask looks at the last step.
             for k, final in enumerate(finals):
                 final = np.where((steps > 0)[:, None], final, np.float32(0))
                 if self._zero_masked:
                     reverse = k == 1 or self.node.attr("direction") == "reverse"
-                    at_end = as_array(mask).astype(bool)[:, slice(1) if reverse else slice(-1, None)].any(1)
-                    final = np.where(at_end[:, None], final, np.float32(0))
+                    at_end = (
+                        as_array(mask)[:, slice(1) if reverse else slice(-1, None)]
+                        .astype(bool)
+                        .any(axis=1, keepdims=True)
+                    )
+                    final = np.where(at_end, final, np.float32(0))
                 finals[k] = final
         merge = self.node.attr("merge")
         if len(finals) == 1 or merge == "concat":
@@ -368,7 +386,9 @@ class Recurrent(Layer):
         y[...] = result
         return y
 
-    def _unbatch(self, y: Any, h: np.ndarray, c: np.ndarray | None, last: bool) -> tuple[Any, np.ndarray, np.ndarray | None]:
+    def _unbatch(
+        self, y: Any, h: np.ndarray, c: np.ndarray | None, last: bool
+    ) -> tuple[Any, np.ndarray, np.ndarray | None]:
         axis = 0 if last or self.batch_first else 1
         return y.squeeze(axis), h.squeeze(1), None if c is None else c.squeeze(1)
 
@@ -387,14 +407,20 @@ class Recurrent(Layer):
         batch = given.shape[-2] if np.ndim(given) > 1 else 1
         parts = []
         for part, shape in zip([*states, *[None] * 2], self._state_shapes(batch)):
-            parts.append(np.zeros(shape, np.float32) if part is None else np.reshape(part, shape) if np.size(part) == np.prod(shape) else part)
+            parts.append(
+                np.zeros(shape, np.float32)
+                if part is None
+                else np.reshape(part, shape)
+                if np.size(part) == np.prod(shape)
+                else part
+            )
         return tuple(parts) if self.has_c else parts[0]
 
 
-class _Cell:
+class Cell(Recurrent):
     """A single step: x is (batch, input_size) or (input_size,), the states have no layer axis, as PyTorch's cells."""
 
-    def __call__(self, x: Any, state: State = None, **options: Any) -> Any:
+    def __call__(self, x: Any, state: State = None, **options: Any) -> Any:  # type: ignore[override]
         x = as_float32(x, "x")
         if x.ndim not in (1, 2):
             raise ShapeError(f"x must be (batch, {self.input_size}) or ({self.input_size},), got shape {x.shape}")
@@ -421,208 +447,3 @@ class _Cell:
             state = tuple(states) if self.has_c else states[0]
         result = self(x, state)
         return (result[0], *result) if self.has_c else (result, result)
-
-
-class LSTM(Recurrent):
-    """Long short-term memory.
-
-    Computes, for each time step,
-
-        i, f, g, o = split(weight_ih @ x + bias_ih + weight_hh @ h + bias_hh)
-        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
-        h = weight_hr @ (sigmoid(o) * tanh(c))          without weight_hr: h = sigmoid(o) * tanh(c)
-
-    Weights are copied and packed once; the layer is then immutable and may be called from several threads at a time.
-
-    Parameters
-    ----------
-    weight_ih : (4 * hidden_size, input_size) float32
-        Gates in the order i, f, g, o.  With several layers or directions each parameter is a sequence of arrays:
-        layer 0, layer 0 reverse, layer 1, ...
-    weight_hh : (4 * hidden_size, hidden_size or proj_size) float32
-    bias_ih, bias_hh : (4 * hidden_size,) float32, optional
-    weight_hr : (proj_size, hidden_size) float32, optional
-        Projection (Sak et al. 2014).
-    peephole : (3 * hidden_size,) float32, optional
-        Weights from c to i, f and o (Gers and Schmidhuber 2000).
-    bidirectional, reverse : bool
-        Both directions, or only the one from the last step to the first.
-    merge : "concat", "sum", "mul" or "ave"
-        How the last layer joins two directions.
-    batch_first : bool
-        x and y are (batch, seq_len, features); False: (seq_len, batch, features).
-    gate_activation, cell_activation, hidden_activation : str or (str, alpha, beta)
-        Of i f o, of g, and of c in h.
-    coupled_input_forget : bool
-        i = 1 - sigmoid(f); the rows of i are not used.
-    clip, cell_clip, proj_clip : float, optional
-        Bounds on the pre-activations, on c, and on the projected h.
-    backend : "packed" or "blas", optional
-
-    Raises
-    ------
-    ShapeError
-        Shapes do not fit together; all of them are named.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> layer = LSTM(rng.standard_normal((32, 4)), rng.standard_normal((32, 8)))
-    >>> y, (h, c) = layer(np.zeros((2, 5, 4)))
-    >>> y.shape, h.shape, c.shape
-    ((2, 5, 8), (1, 2, 8), (1, 2, 8))
-    """
-
-    op = "lstm"
-    gates = len(GATES["lstm"])
-    has_c = True
-
-    def __init__(
-        self,
-        weight_ih: Any,
-        weight_hh: Any,
-        bias_ih: Any = None,
-        bias_hh: Any = None,
-        *,
-        weight_hr: Any = None,
-        peephole: Any = None,
-        name: str = "lstm",
-        backend: str | None = None,
-        **options: Any,
-    ):
-        weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
-        weights |= {"weight_hr": weight_hr, "peephole": peephole}
-        super().__init__(_recurrent_node("lstm", name, weights, options), backend)
-
-    def _activations(self) -> tuple[Any, Any, Any]:
-        return self.node.attr("gate_activation"), self.node.attr("cell_activation"), self.node.attr("hidden_activation")
-
-    def _options(self) -> dict[str, Any]:
-        return {key: self.node.attr(key) for key in ("cell_clip", "proj_clip", "coupled_input_forget")}
-
-
-class GRU(Recurrent):
-    """Gated recurrent unit (Cho et al. 2014).
-
-    Computes, for each time step,
-
-        r, z = sigmoid(split(weight_ih @ x + bias_ih + weight_hh @ h + bias_hh))
-        n = tanh(W_in @ x + b_in + r * (W_hn @ h + b_hn))       reset_after (PyTorch, CuDNN, Keras' default)
-        n = tanh(W_in @ x + b_in + W_hn @ (r * h) + b_hn)       else
-        h = n + z * (h - n)
-
-    Parameters
-    ----------
-    weight_ih : (3 * hidden_size, input_size) float32
-        Gates in the order r, z, n; see :class:`LSTM` for several layers and the options shared with it.
-    weight_hh : (3 * hidden_size, hidden_size) float32
-    bias_ih, bias_hh : (3 * hidden_size,) float32, optional
-    reset_after : bool
-        Where the reset gate acts; the two are different networks.
-    update_gate : "keep" or "take"
-        z = 1 keeps the old state, or takes the new one (the convention of some papers).
-    """
-
-    op = "gru"
-    gates = len(GATES["gru"])
-
-    def __init__(
-        self,
-        weight_ih: Any,
-        weight_hh: Any,
-        bias_ih: Any = None,
-        bias_hh: Any = None,
-        *,
-        name: str = "gru",
-        backend: str | None = None,
-        **options: Any,
-    ):
-        weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
-        super().__init__(_recurrent_node("gru", name, weights, options), backend)
-
-    def _activations(self) -> tuple[Any, Any, Any]:
-        return self.node.attr("gate_activation"), self.node.attr("cell_activation"), "linear"
-
-    def _options(self) -> dict[str, Any]:
-        return {"reset_before": not self.node.attr("reset_after")}
-
-    def _weights(self, suffix: str) -> list[np.ndarray | None]:
-        """With "take", 1 - z is the gate that keeps: 1 - sigmoid(x) = sigmoid(-x), so z's rows are negated."""
-        arrays = super()._weights(suffix)
-        if self.node.attr("update_gate") == "keep":
-            return arrays
-        name, _, beta = activation(self.node.attr("gate_activation"))
-        if name != "sigmoid" and (name, beta) != ("hard_sigmoid", 0.5):
-            raise UnsupportedError(
-                f'{self.name!r}: update_gate="take" needs a gate activation with f(-x) = 1 - f(x) '
-                f"(sigmoid, or hard_sigmoid with beta 0.5), got {name!r}"
-            )
-        z = slice(self.hidden_size, 2 * self.hidden_size)
-        negated = [None if array is None else array.copy() for array in arrays]
-        for array in negated:
-            if array is not None:
-                array[z] *= -1
-        return negated
-
-
-class RNN(Recurrent):
-    """Simple recurrent network (Elman 1990): ``h = tanh(weight_ih @ x + bias_ih + weight_hh @ h + bias_hh)``.
-
-    Parameters
-    ----------
-    weight_ih : (hidden_size, input_size) float32
-        See :class:`LSTM` for several layers and the options shared with it.
-    weight_hh : (hidden_size, hidden_size) float32
-    bias_ih, bias_hh : (hidden_size,) float32, optional
-    activation : str or (str, alpha, beta)
-    """
-
-    op = "rnn"
-    gates = len(GATES["rnn"])
-
-    def __init__(
-        self,
-        weight_ih: Any,
-        weight_hh: Any,
-        bias_ih: Any = None,
-        bias_hh: Any = None,
-        *,
-        name: str = "rnn",
-        backend: str | None = None,
-        **options: Any,
-    ):
-        weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
-        super().__init__(_recurrent_node("rnn", name, weights, options), backend)
-
-    def _activations(self) -> tuple[Any, Any, Any]:
-        return "linear", self.node.attr("activation"), "linear"
-
-
-class LSTMCell(_Cell, LSTM):
-    """One step of an LSTM: ``h, c = cell(x, (h, c))``."""
-
-
-class GRUCell(_Cell, GRU):
-    """One step of a GRU: ``h = cell(x, h)``."""
-
-
-class RNNCell(_Cell, RNN):
-    """One step of a simple RNN: ``h = cell(x, h)``."""
-
-
-def _recurrent_node(op: str, name: str, weights: dict[str, Any], options: dict[str, Any]) -> Node:
-    bidirectional, reverse = options.pop("bidirectional", False), options.pop("reverse", False)
-    if bidirectional and reverse:
-        raise ShapeError("bidirectional and reverse exclude each other")
-    directions = 2 if bidirectional else 1
-    attrs = dict(options)
-    attrs["direction"] = "bidirectional" if bidirectional else "reverse" if reverse else "forward"
-    attrs["num_layers"] = max(1, len(_parts("weight_ih", weights["weight_ih"])) // directions)
-    unknown = _unknown_options(op, attrs)
-    if unknown:
-        raise TypeError(f"unknown option(s) of {op}: {', '.join(unknown)}; known: {', '.join(OPS[op].attrs)}")
-    return make_node(op, name, _named(weights, weight_suffixes(attrs["num_layers"], attrs["direction"])), attrs)
-
-
-def _unknown_options(op: str, attrs: Iterable[str]) -> list[str]:
-    return sorted(set(attrs) - set(OPS[op].attrs))

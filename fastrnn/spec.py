@@ -114,11 +114,9 @@ OPS: dict[str, Op] = {
     # Over the trailing axes that weight has (or "axes" of them, where there is no weight).
     "layer_norm": Op(("x",), ("y",), ("weight?", "bias?"), {"eps": 1e-5, "axes": 1}),
     # y = (x - mean) / sqrt(var + eps) * weight + bias over the features axis (the last, or 1 if channels_first).
-    "batch_norm": Op(
-        ("x",), ("y",), ("mean", "var", "weight?", "bias?"), {"eps": 1e-5, "channels_first": False}
-    ),
+    "batch_norm": Op(("x",), ("y",), ("mean", "var", "weight?", "bias?"), {"eps": 1e-5, "channels_first": False}),
     "activation": Op(("x",), ("y",), (), {"activation": "linear"}),
-    # The states of a layer's directions, (batch, features) each in Keras, as one (directions, batch, features); and back.
+    # The states of directions, (batch, features) each in Keras, as one (directions, batch, features); and back.
     "stack": Op(("x_0", "x_1?"), ("y",), ()),
     "unstack": Op(("x",), ("y_0", "y_1?"), ()),
 }
@@ -206,7 +204,9 @@ class ModelSpec:
         """Check names, wiring, attributes and weights; one ``FormatError`` lists every problem."""
         problems = list(self._problems())
         if problems:
-            raise FormatError(f"{len(problems)} problem(s) in {self.source or 'the model'}:\n  " + "\n  ".join(problems))
+            raise FormatError(
+                f"{len(problems)} problem(s) in {self.source or 'the model'}:\n  " + "\n  ".join(problems)
+            )
 
     def _problems(self) -> Iterable[str]:
         known = {t.name for t in self.inputs}
@@ -220,7 +220,11 @@ class ModelSpec:
                 yield f"{where}: the name is used twice"
             names.add(node.name)
             op = OPS[node.op]
-            yield from (f"{where}: reads tensor {t!r}, which nothing before it writes" for t in node.inputs if t and t not in known)
+            yield from (
+                f"{where}: reads tensor {t!r}, which nothing before it writes"
+                for t in node.inputs
+                if t and t not in known
+            )
             yield from (f"{where}: writes tensor {t!r}, which exists already" for t in node.outputs if t in known)
             yield from (f"{where}: unknown attribute {key!r}" for key in node.attrs if key not in op.attrs)
             yield from _count_problems(where, "inputs", op.inputs, node.inputs)

@@ -50,7 +50,7 @@ def sdist(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(sdist, tmp_path_factory):
-    """A folder with the package as pip installs it, built from the source archive: the one long build of these tests."""
+    """A folder with the package as pip installs it, built from the source archive: the one long build here."""
     folder = tmp_path_factory.mktemp("wheel")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder, filter="data")

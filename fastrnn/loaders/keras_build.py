@@ -164,7 +164,7 @@ class _Scope:
 
     def __init__(self, graph: _Graph, model: Model, prefix: str, feeds: list[Value] | None):
         self._graph, self._model, self._prefix = graph, model, prefix
-        self._feeds = {ref.layer: value for ref, value in zip(model.inputs, feeds or [])}  # noqa: B905
+        self._feeds = {ref.layer: value for ref, value in zip(model.inputs, feeds or [])}
         self._values: dict[tuple[str, int], list[Value] | None] = {}
 
     @property

@@ -233,7 +233,7 @@ def _keras3_call(call: dict[str, Any], layer: Layer) -> tuple[dict[str, Any], An
     recurrent = layer.class_name in RECURRENT
     names = ("inputs", "initial_state", "mask", "training") if recurrent else ("inputs", "training", "mask")
     constant = args[1] if len(args) == 2 and not _refs(args[1]) else None
-    given = {**dict(zip(names, args)), **kwargs}  # noqa: B905
+    given = {**dict(zip(names, args)), **kwargs}
     tensors = [given.pop(name) for name in ("inputs", "sequences") if name in given] + args[len(names) :]
     return {**given, "inputs": _refs(tensors)}, constant
 

@@ -200,7 +200,7 @@ def _cell(class_name: str, config: Config, weights: LayerWeights, features: int 
         arrays["weight_hh"] = reorder_gates(np.concatenate(np.hsplit(recurrent_kernel, len(GATES[op]))), op, "keras")
     if bias is not None:
         names = ("bias_ih", "bias_hh")
-        arrays |= {name: reorder_gates(row, op, "keras") for name, row in zip(names, bias.reshape(-1, rows))}  # noqa: B905
+        arrays |= {name: reorder_gates(row, op, "keras") for name, row in zip(names, bias.reshape(-1, rows))}
     return _Cell(op, units, attrs, arrays)
 
 

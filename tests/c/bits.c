@@ -108,13 +108,23 @@ static frnn_recurrent *create(const variant *v, size_t input_size, size_t hidden
         };
     }
     const frnn_recurrent_desc desc = {
-        .cell = v->cell, .input_size = input_size, .hidden_size = hidden_size, .proj_size = v->projection ? output_size : 0,
-        .num_layers = v->layers, .directions = v->directions, .reverse = v->reverse, .merge = v->merge,
+        .cell = v->cell,
+        .input_size = input_size,
+        .hidden_size = hidden_size,
+        .proj_size = v->projection ? output_size : 0,
+        .num_layers = v->layers,
+        .directions = v->directions,
+        .reverse = v->reverse,
+        .merge = v->merge,
         .gate = v->other_activations ? (frnn_activation){FRNN_HARD_SIGMOID, 0.2f, 0.5f} : sigmoid,
         .candidate = v->other_activations ? (frnn_activation){FRNN_ELU, 1.0f, 0} : tanh,
         .hidden = v->other_activations ? (frnn_activation){FRNN_SOFTSIGN, 0, 0} : tanh,
-        .clip = v->clips ? 0.75f : INFINITY, .cell_clip = v->clips ? 0.5f : INFINITY, .proj_clip = v->clips ? 0.25f : INFINITY,
-        .coupled_input_forget = v->coupled, .reset_before = v->reset_before, .weights = weights,
+        .clip = v->clips ? 0.75f : INFINITY,
+        .cell_clip = v->clips ? 0.5f : INFINITY,
+        .proj_clip = v->clips ? 0.25f : INFINITY,
+        .coupled_input_forget = v->coupled,
+        .reset_before = v->reset_before,
+        .weights = weights,
     };
     frnn_recurrent *net;
     if (frnn_recurrent_create(&net, &desc) != FRNN_OK) fail("cannot create", v->name);
@@ -139,7 +149,8 @@ static example new_example(const variant *v, size_t input_size, size_t hidden_si
 {
     const size_t output_size = v->projection ? (hidden_size + 1) / 2 : hidden_size, stack = v->layers * v->directions;
     const size_t features = output_size * (v->directions == 2 && v->merge == FRNN_CONCAT ? 2 : 1);
-    example e = {.v = v, .y_size = batch * seq_len * features, .h_size = stack * batch * output_size, .c_size = stack * batch * hidden_size};
+    example e = {
+        .v = v, .y_size = batch * seq_len * features, .h_size = stack * batch * output_size, .c_size = stack * batch * hidden_size};
     e.x = random_floats(batch * seq_len * input_size, 2.0f);
     e.h_0 = random_floats(e.h_size, 1.0f);
     e.c_0 = random_floats(e.c_size, 1.0f);
@@ -147,9 +158,19 @@ static example new_example(const variant *v, size_t input_size, size_t hidden_si
     if (!e.lengths) fail("out of", "memory");
     for (size_t b = 0; b < batch; b++) e.lengths[b] = (int64_t)((b * 3 + 1) % (seq_len + 1));
     e.call = (frnn_recurrent_call){
-        .batch = batch, .seq_len = seq_len, .x = e.x, .x_batch_stride = (ptrdiff_t)(seq_len * input_size), .x_time_stride = (ptrdiff_t)input_size,
-        .y = new_floats(e.y_size), .y_batch_stride = (ptrdiff_t)(seq_len * features), .y_time_stride = (ptrdiff_t)features,
-        .h_0 = e.h_0, .c_0 = e.c_0, .h_n = new_floats(e.h_size), .c_n = new_floats(e.c_size), .lengths = ragged ? e.lengths : NULL,
+        .batch = batch,
+        .seq_len = seq_len,
+        .x = e.x,
+        .x_batch_stride = (ptrdiff_t)(seq_len * input_size),
+        .x_time_stride = (ptrdiff_t)input_size,
+        .y = new_floats(e.y_size),
+        .y_batch_stride = (ptrdiff_t)(seq_len * features),
+        .y_time_stride = (ptrdiff_t)features,
+        .h_0 = e.h_0,
+        .c_0 = e.c_0,
+        .h_n = new_floats(e.h_size),
+        .c_n = new_floats(e.c_size),
+        .lengths = ragged ? e.lengths : NULL,
         .threads = 1,
     };
     return e;
@@ -207,12 +228,25 @@ static void print_functions(void)
         const char *name;
         frnn_activation activation;
     } functions[] = {
-        {"sigmoid", {FRNN_SIGMOID, 0, 0}}, {"tanh", {FRNN_TANH, 0, 0}}, {"exp", {FRNN_EXP, 0, 0}},
-        {"hard_sigmoid", {FRNN_HARD_SIGMOID, 0.2f, 0.5f}}, {"affine", {FRNN_AFFINE, 1.7f, 0.3f}}, {"leaky_relu", {FRNN_LEAKY_RELU, 0.01f, 0}},
-        {"thresholded_relu", {FRNN_THRESHOLDED_RELU, 0.5f, 0}}, {"scaled_tanh", {FRNN_SCALED_TANH, 1.7f, 0.6f}}, {"elu", {FRNN_ELU, 1.3f, 0}},
-        {"softsign", {FRNN_SOFTSIGN, 0, 0}}, {"softplus", {FRNN_SOFTPLUS, 0, 0}}, {"selu", {FRNN_SELU, 1.67f, 1.05f}}, {"silu", {FRNN_SILU, 0, 0}},
-        {"gelu", {FRNN_GELU, 0, 0}}, {"gelu_tanh", {FRNN_GELU_TANH, 0, 0}}, {"mish", {FRNN_MISH, 0, 0}}, {"relu6", {FRNN_RELU6, 0, 0}},
-        {"hard_swish", {FRNN_HARD_SWISH, 0, 0}}, {"log_sigmoid", {FRNN_LOG_SIGMOID, 0, 0}},
+        {"sigmoid", {FRNN_SIGMOID, 0, 0}},
+        {"tanh", {FRNN_TANH, 0, 0}},
+        {"exp", {FRNN_EXP, 0, 0}},
+        {"hard_sigmoid", {FRNN_HARD_SIGMOID, 0.2f, 0.5f}},
+        {"affine", {FRNN_AFFINE, 1.7f, 0.3f}},
+        {"leaky_relu", {FRNN_LEAKY_RELU, 0.01f, 0}},
+        {"thresholded_relu", {FRNN_THRESHOLDED_RELU, 0.5f, 0}},
+        {"scaled_tanh", {FRNN_SCALED_TANH, 1.7f, 0.6f}},
+        {"elu", {FRNN_ELU, 1.3f, 0}},
+        {"softsign", {FRNN_SOFTSIGN, 0, 0}},
+        {"softplus", {FRNN_SOFTPLUS, 0, 0}},
+        {"selu", {FRNN_SELU, 1.67f, 1.05f}},
+        {"silu", {FRNN_SILU, 0, 0}},
+        {"gelu", {FRNN_GELU, 0, 0}},
+        {"gelu_tanh", {FRNN_GELU_TANH, 0, 0}},
+        {"mish", {FRNN_MISH, 0, 0}},
+        {"relu6", {FRNN_RELU6, 0, 0}},
+        {"hard_swish", {FRNN_HARD_SWISH, 0, 0}},
+        {"log_sigmoid", {FRNN_LOG_SIGMOID, 0, 0}},
     };
     enum { BLOCK = 1001, STEP = 20011 }; /* odd, so that vectors end anywhere and all last bits are met */
     static float x[BLOCK], y[BLOCK];
@@ -231,7 +265,8 @@ static void print_functions(void)
         printf("\n");
     }
     for (size_t n = 1; n < 70; n += 3) {
-        float *rows = random_floats(5 * n, 20.0f), *weight = random_floats(n, 1.0f), *bias = random_floats(n, 1.0f), *out = new_floats(5 * n);
+        float *rows = random_floats(5 * n, 20.0f), *weight = random_floats(n, 1.0f), *bias = random_floats(n, 1.0f),
+              *out = new_floats(5 * n);
         printf("rows of %zu:", n);
         frnn_softmax(kernels, 5, n, rows, out, false), print_hash(out, 5 * n);
         frnn_softmax(kernels, 5, n, rows, out, true), print_hash(out, 5 * n);
@@ -239,7 +274,8 @@ static void print_functions(void)
         frnn_scale_shift(kernels, 5, n, rows, weight, bias, out), print_hash(out, 5 * n);
         frnn_dense *dense;
         float *matrix = random_floats(7 * n, 1.0f), *result = new_floats(5 * 7);
-        if (frnn_dense_create(&dense, n, 7, matrix, NULL, (frnn_activation){FRNN_TANH, 0, 0}, FRNN_BACKEND_PACKED) != FRNN_OK) fail("cannot create", "dense");
+        if (frnn_dense_create(&dense, n, 7, matrix, NULL, (frnn_activation){FRNN_TANH, 0, 0}, FRNN_BACKEND_PACKED) != FRNN_OK)
+            fail("cannot create", "dense");
         frnn_dense_forward(dense, 5, rows, result, 1, frnn_scratch(frnn_dense_scratch(dense, 5, 1)));
         print_hash(result, 5 * 7);
         printf("\n");
@@ -270,7 +306,8 @@ static void *call_twice(void *packed)
 
 static bool same(const example *a, const example *b)
 {
-    return memcmp(a->call.y, b->call.y, a->y_size * sizeof(float)) == 0 && memcmp(a->call.h_n, b->call.h_n, a->h_size * sizeof(float)) == 0 &&
+    return memcmp(a->call.y, b->call.y, a->y_size * sizeof(float)) == 0 &&
+           memcmp(a->call.h_n, b->call.h_n, a->h_size * sizeof(float)) == 0 &&
            (a->v->cell != FRNN_LSTM || memcmp(a->call.c_n, b->call.c_n, a->c_size * sizeof(float)) == 0);
 }
 
