@@ -19,6 +19,7 @@ LADDER = (
     {"runtime", "reference", "inspect", "loaders"},
     {"layers"},
     {"recurrent"},
+    {"cells"},
     {"model"},
     {"verify"},
     {"fastrnn"},
@@ -36,10 +37,12 @@ APART = {
         "runtime",
         "layers",
         "recurrent",
+        "cells",
         "model",
     },  # they know formats, never handles
     "layers": {"loaders"},  # they know shapes, never files
     "recurrent": {"loaders"},
+    "cells": {"loaders"},
 }
 
 
