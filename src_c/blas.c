@@ -25,7 +25,7 @@ void frnn_blas_product(const frnn_product_args *args)
         int m = (int)columns, n = (int)(args->rows - r < SLICE ? args->rows - r : SLICE), k = (int)matrix->k;
         int lda = (int)args->a_stride, ldc = (int)args->out.row_stride;
         float one = 1.0f;
-        atomic_load(&blas_sgemm)(no, no, &m, &n, &k, &one, matrix->w, &m, (float *)args->a + r * args->a_stride, &lda, &one,
-                                 args->out.at + r * args->out.row_stride, &ldc);
+        atomic_load (&blas_sgemm)(no, no, &m, &n, &k, &one, matrix->w, &m, (float *)args->a + r * args->a_stride, &lda, &one,
+                                  args->out.at + r * args->out.row_stride, &ldc);
     }
 }

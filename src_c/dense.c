@@ -72,8 +72,12 @@ static void run_member(void *arg, size_t member)
     float *block = job->scratch + member * block_floats(layer);
     for (size_t row = share.begin; row < share.end; row += BLOCK_ROWS) {
         const size_t rows = share.end - row < BLOCK_ROWS ? share.end - row : BLOCK_ROWS;
-        frnn_product_args args = {.panels = panels, .a = job->x + row * panels->k, .a_stride = panels->k, .rows = rows,
-                                  .panel_end = frnn_panel_count(panels), .out = {block, frnn_panel_row(panels), padded}};
+        frnn_product_args args = {.panels = panels,
+                                  .a = job->x + row * panels->k,
+                                  .a_stride = panels->k,
+                                  .rows = rows,
+                                  .panel_end = frnn_panel_count(panels),
+                                  .out = {block, frnn_panel_row(panels), padded}};
         frnn_product(layer->kernels, layer->blas, &args);
         for (size_t r = 0; r < rows; r++) {
             float *y = job->y + (row + r) * panels->units;

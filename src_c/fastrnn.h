@@ -17,10 +17,10 @@ typedef enum frnn_status { FRNN_OK, FRNN_ERR_MEMORY, FRNN_ERR_UNKNOWN_ISA, FRNN_
 
 /* ---- Instruction sets: the best one is chosen at the first use; a choice acts on layers created afterwards. ---- */
 
-size_t frnn_isa_count(void);          /* built in and supported by this machine */
-const char *frnn_isa_name(size_t k);  /* best first */
-const char *frnn_isa(void);           /* the one in use */
-bool frnn_isa_tuned(void);            /* false: the portable fallback */
+size_t frnn_isa_count(void);         /* built in and supported by this machine */
+const char *frnn_isa_name(size_t k); /* best first */
+const char *frnn_isa(void);          /* the one in use */
+bool frnn_isa_tuned(void);           /* false: the portable fallback */
 frnn_status frnn_set_isa(const char *name);
 
 /* ---- Threads: one team a process.  A caller that finds it taken runs alone. ---- */
@@ -46,9 +46,28 @@ typedef enum frnn_backend { FRNN_BACKEND_PACKED, FRNN_BACKEND_BLAS } frnn_backen
 /* ---- Activations; formulas in fastrnn/reference.py ---- */
 
 typedef enum frnn_activation_kind {
-    FRNN_LINEAR, FRNN_SIGMOID, FRNN_TANH, FRNN_RELU, FRNN_HARD_SIGMOID, FRNN_AFFINE, FRNN_LEAKY_RELU, FRNN_THRESHOLDED_RELU,
-    FRNN_SCALED_TANH, FRNN_ELU, FRNN_SOFTSIGN, FRNN_SOFTPLUS, FRNN_EXP, FRNN_SELU, FRNN_SILU, FRNN_GELU, FRNN_GELU_TANH, FRNN_MISH,
-    FRNN_RELU6, FRNN_HARD_TANH, FRNN_HARD_SWISH, FRNN_LOG_SIGMOID
+    FRNN_LINEAR,
+    FRNN_SIGMOID,
+    FRNN_TANH,
+    FRNN_RELU,
+    FRNN_HARD_SIGMOID,
+    FRNN_AFFINE,
+    FRNN_LEAKY_RELU,
+    FRNN_THRESHOLDED_RELU,
+    FRNN_SCALED_TANH,
+    FRNN_ELU,
+    FRNN_SOFTSIGN,
+    FRNN_SOFTPLUS,
+    FRNN_EXP,
+    FRNN_SELU,
+    FRNN_SILU,
+    FRNN_GELU,
+    FRNN_GELU_TANH,
+    FRNN_MISH,
+    FRNN_RELU6,
+    FRNN_HARD_TANH,
+    FRNN_HARD_SWISH,
+    FRNN_LOG_SIGMOID
 } frnn_activation_kind;
 
 typedef struct frnn_activation {
@@ -113,7 +132,7 @@ typedef struct frnn_recurrent_call {
 typedef struct frnn_recurrent frnn_recurrent;
 
 frnn_status frnn_recurrent_create(frnn_recurrent **out, const frnn_recurrent_desc *desc);
-void frnn_recurrent_free(frnn_recurrent *net); /* accepts NULL */
+void frnn_recurrent_free(frnn_recurrent *net);          /* accepts NULL */
 size_t frnn_recurrent_bytes(const frnn_recurrent *net); /* of packed weights */
 size_t frnn_recurrent_scratch(const frnn_recurrent *net, const frnn_recurrent_call *call);
 /* False where poll stopped it; y and the states are then incomplete. */
@@ -137,7 +156,8 @@ frnn_status frnn_dense_create(frnn_dense **out, size_t input_size, size_t output
 void frnn_dense_free(frnn_dense *layer); /* accepts NULL */
 size_t frnn_dense_bytes(const frnn_dense *layer);
 size_t frnn_dense_scratch(const frnn_dense *layer, size_t rows, size_t threads);
-void frnn_dense_forward(const frnn_dense *layer, size_t rows, const float *x, float *y, size_t threads, void *scratch); /* contiguous rows */
+void frnn_dense_forward(const frnn_dense *layer, size_t rows, const float *x, float *y, size_t threads,
+                        void *scratch); /* contiguous rows */
 
 /* ---- Functions of rows and elements, on contiguous arrays; y may be x ---- */
 
@@ -146,7 +166,8 @@ typedef struct frnn_kernels frnn_kernels; /* the kernels of one instruction set 
 const frnn_kernels *frnn_kernels_selected(void); /* those of frnn_isa() */
 void frnn_activate(const frnn_kernels *kernels, frnn_activation activation, size_t n, const float *x, float *y);
 void frnn_softmax(const frnn_kernels *kernels, size_t rows, size_t n, const float *x, float *y, bool logarithm);
-void frnn_layer_norm(const frnn_kernels *kernels, size_t rows, size_t n, const float *x, const float *weight, const float *bias, float eps, float *y);
+void frnn_layer_norm(const frnn_kernels *kernels, size_t rows, size_t n, const float *x, const float *weight, const float *bias, float eps,
+                     float *y);
 void frnn_scale_shift(const frnn_kernels *kernels, size_t rows, size_t n, const float *x, const float *scale, const float *shift, float *y);
 
 #endif

@@ -10,8 +10,8 @@ static void choose_standard(frnn_cell *cell, const frnn_recurrent_desc *desc)
     cell->standard = cell->standard && desc->gate.kind == FRNN_SIGMOID && desc->candidate.kind == FRNN_TANH;
 }
 
-static frnn_status pack(frnn_direction *direction, const frnn_recurrent_desc *desc, const frnn_recurrent_weights *weights, size_t input_size,
-                        size_t vlen)
+static frnn_status pack(frnn_direction *direction, const frnn_recurrent_desc *desc, const frnn_recurrent_weights *weights,
+                        size_t input_size, size_t vlen)
 {
     choose_standard(&direction->cell, desc);
     return frnn_pack_gates(&direction->input, &direction->hidden, desc, weights, input_size, 0, 3, vlen);

@@ -18,11 +18,12 @@ static frnn_status pack_peephole(frnn_direction *direction, const float *peephol
     return FRNN_OK;
 }
 
-static frnn_status pack(frnn_direction *direction, const frnn_recurrent_desc *desc, const frnn_recurrent_weights *weights, size_t input_size,
-                        size_t vlen)
+static frnn_status pack(frnn_direction *direction, const frnn_recurrent_desc *desc, const frnn_recurrent_weights *weights,
+                        size_t input_size, size_t vlen)
 {
     frnn_cell *cell = &direction->cell;
-    cell->standard = cell->standard && desc->gate.kind == FRNN_SIGMOID && desc->candidate.kind == FRNN_TANH && desc->hidden.kind == FRNN_TANH;
+    cell->standard =
+        cell->standard && desc->gate.kind == FRNN_SIGMOID && desc->candidate.kind == FRNN_TANH && desc->hidden.kind == FRNN_TANH;
     direction->proj_clip = desc->proj_clip;
     frnn_status status = frnn_pack_gates(&direction->input, &direction->hidden, desc, weights, input_size, 0, 4, vlen);
     if (!status && weights->peephole) status = pack_peephole(direction, weights->peephole);
@@ -38,8 +39,13 @@ static void project(const frnn_direction *direction, const frnn_step *step)
     const frnn_panels *matrix = &direction->projection;
     const frnn_range share = frnn_share(frnn_panel_count(matrix), step->member, step->members);
     const size_t first = share.begin * frnn_panel_row(matrix);
-    frnn_product_args args = {.panels = matrix, .a = step->work, .a_stride = step->stride, .rows = step->rows, .panel_begin = share.begin,
-                              .panel_end = share.end, .out = {step->h_next, frnn_panel_row(matrix), step->h_stride}};
+    frnn_product_args args = {.panels = matrix,
+                              .a = step->work,
+                              .a_stride = step->stride,
+                              .rows = step->rows,
+                              .panel_begin = share.begin,
+                              .panel_end = share.end,
+                              .out = {step->h_next, frnn_panel_row(matrix), step->h_stride}};
     frnn_barrier_wait(step->barrier);
     frnn_product(step->kernels, step->recurrent != NULL, &args);
     if (isinf(direction->proj_clip) || share.begin == share.end) return;

@@ -31,11 +31,26 @@ frnn_step_args frnn_step_begin(const frnn_direction *direction, const frnn_panel
                                const float *v, size_t v_stride, float *out)
 {
     const frnn_range share = frnn_share(frnn_panel_count(hidden), step->member, step->members);
-    frnn_step_args args = {.cell = &direction->cell, .hidden = hidden, .input = input, .v = v, .v_stride = v_stride, .h = step->h,
-                           .c = step->c, .out = out, .z = step->z, .stride = step->stride, .rows = step->rows,
-                           .panel_begin = share.begin, .panel_end = share.end, .backwards = step->backwards};
+    frnn_step_args args = {.cell = &direction->cell,
+                           .hidden = hidden,
+                           .input = input,
+                           .v = v,
+                           .v_stride = v_stride,
+                           .h = step->h,
+                           .c = step->c,
+                           .out = out,
+                           .z = step->z,
+                           .stride = step->stride,
+                           .rows = step->rows,
+                           .panel_begin = share.begin,
+                           .panel_end = share.end,
+                           .backwards = step->backwards};
     if (step->recurrent) {
-        frnn_product_args product = {.panels = hidden, .a = v, .a_stride = v_stride, .rows = step->rows, .panel_end = frnn_panel_count(hidden),
+        frnn_product_args product = {.panels = hidden,
+                                     .a = v,
+                                     .a_stride = v_stride,
+                                     .rows = step->rows,
+                                     .panel_end = frnn_panel_count(hidden),
                                      .out = {step->recurrent, input.panel_stride, input.row_stride}};
         frnn_blas_product(&product);
         args.recurrent = step->recurrent;
@@ -59,16 +74,26 @@ frnn_status frnn_recurrent_create(frnn_recurrent **out, const frnn_recurrent_des
     if (desc->backend == FRNN_BACKEND_BLAS && !frnn_blas_available()) return FRNN_ERR_NO_BLAS;
     frnn_recurrent *net = frnn_aligned_zeros(1, 1, sizeof *net);
     if (!net) return FRNN_ERR_MEMORY;
-    *net = (frnn_recurrent){.kernels = frnn_kernels_selected(), .ops = cell_ops(desc), .blas = desc->backend == FRNN_BACKEND_BLAS,
-                            .input_size = desc->input_size, .hidden_size = desc->hidden_size,
-                            .output_size = desc->proj_size ? desc->proj_size : desc->hidden_size, .num_layers = desc->num_layers,
-                            .directions = desc->directions, .reverse = desc->reverse, .merge = desc->merge};
+    *net = (frnn_recurrent){.kernels = frnn_kernels_selected(),
+                            .ops = cell_ops(desc),
+                            .blas = desc->backend == FRNN_BACKEND_BLAS,
+                            .input_size = desc->input_size,
+                            .hidden_size = desc->hidden_size,
+                            .output_size = desc->proj_size ? desc->proj_size : desc->hidden_size,
+                            .num_layers = desc->num_layers,
+                            .directions = desc->directions,
+                            .reverse = desc->reverse,
+                            .merge = desc->merge};
     net->stack = frnn_aligned_zeros(net->num_layers, net->directions, sizeof *net->stack);
     frnn_status status = net->stack ? FRNN_OK : FRNN_ERR_MEMORY;
     for (size_t k = 0; !status && k < net->num_layers * net->directions; k++) {
         frnn_direction *direction = &net->stack[k];
-        direction->cell = (frnn_cell){.gate = desc->gate, .candidate = desc->candidate, .hidden = desc->hidden, .clip = desc->clip,
-                                      .cell_clip = desc->cell_clip, .coupled = desc->coupled_input_forget,
+        direction->cell = (frnn_cell){.gate = desc->gate,
+                                      .candidate = desc->candidate,
+                                      .hidden = desc->hidden,
+                                      .clip = desc->clip,
+                                      .cell_clip = desc->cell_clip,
+                                      .coupled = desc->coupled_input_forget,
                                       .standard = isinf(desc->clip) && isinf(desc->cell_clip) && !desc->coupled_input_forget};
         const size_t input_size = k < net->directions ? net->input_size : net->directions * net->output_size;
         status = net->ops->pack(direction, desc, &desc->weights[k], input_size, net->kernels->vlen);
@@ -123,8 +148,7 @@ static double step_flops(const frnn_recurrent *net)
 {
     double flops = 0;
     for (size_t k = 0; k < net->num_layers * net->directions; k++)
-        flops += 2.0 * (double)net->ops->gates * (double)net->hidden_size *
-                 (double)(net->stack[k].input.k + net->stack[k].hidden.k);
+        flops += 2.0 * (double)net->ops->gates * (double)net->hidden_size * (double)(net->stack[k].input.k + net->stack[k].hidden.k);
     return flops;
 }
 
@@ -189,6 +213,6 @@ frnn_recurrent_plan frnn_recurrent_explain(const frnn_recurrent *net, const frnn
 {
     static const char *const names[] = {"none", "batch", "directions", "hidden"};
     const frnn_plan plan = make_plan(net, call, call->threads);
-    return (frnn_recurrent_plan){.isa = net->kernels->isa, .split = names[plan.split], .threads = plan.groups * plan.members,
-                                 .chunk_steps = plan.chunk_steps};
+    return (frnn_recurrent_plan){
+        .isa = net->kernels->isa, .split = names[plan.split], .threads = plan.groups * plan.members, .chunk_steps = plan.chunk_steps};
 }

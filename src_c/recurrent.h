@@ -37,8 +37,8 @@ typedef struct frnn_step {
 /* A kind of cell. */
 typedef struct frnn_cell_ops {
     size_t gates;
-    frnn_status (*pack)(frnn_direction *direction, const frnn_recurrent_desc *desc, const frnn_recurrent_weights *weights, size_t input_size,
-                        size_t vlen);
+    frnn_status (*pack)(frnn_direction *direction, const frnn_recurrent_desc *desc, const frnn_recurrent_weights *weights,
+                        size_t input_size, size_t vlen);
     /* h_next (and c) of this member's share of the units; may wait at the barrier. */
     void (*step)(const frnn_direction *direction, const frnn_step *step);
 } frnn_cell_ops;

@@ -3,8 +3,8 @@
  *     h = tanh(W_ih x + b_ih + W_hh h + b_hh) */
 #include "recurrent.h"
 
-static frnn_status pack(frnn_direction *direction, const frnn_recurrent_desc *desc, const frnn_recurrent_weights *weights, size_t input_size,
-                        size_t vlen)
+static frnn_status pack(frnn_direction *direction, const frnn_recurrent_desc *desc, const frnn_recurrent_weights *weights,
+                        size_t input_size, size_t vlen)
 {
     direction->cell.standard = direction->cell.standard && desc->candidate.kind == FRNN_TANH;
     return frnn_pack_gates(&direction->input, &direction->hidden, desc, weights, input_size, 0, 1, vlen);

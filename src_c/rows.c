@@ -16,7 +16,8 @@ void frnn_softmax(const frnn_kernels *kernels, size_t rows, size_t n, const floa
     frnn_float_mode_restore(mode);
 }
 
-void frnn_layer_norm(const frnn_kernels *kernels, size_t rows, size_t n, const float *x, const float *weight, const float *bias, float eps, float *y)
+void frnn_layer_norm(const frnn_kernels *kernels, size_t rows, size_t n, const float *x, const float *weight, const float *bias, float eps,
+                     float *y)
 {
     const frnn_float_mode mode = frnn_float_mode_set();
     kernels->layer_norm(rows, n, x, weight, bias, eps, y);

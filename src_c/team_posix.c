@@ -50,7 +50,6 @@ static uint32_t wait_for_job(uint32_t seen)
     return job;
 }
 
-
 static void *work(void *packed)
 {
     size_t member = (uintptr_t)packed & ((1 << MEMBER_BITS) - 1);

@@ -27,7 +27,7 @@ typedef struct {
 typedef struct {
     size_t first_direction, end_direction, members;
     frnn_barrier barrier;
-    size_t rows, steps;   /* steps: the longest length */
+    size_t rows, steps;    /* steps: the longest length */
     int64_t *row, *length; /* which row of the batch, and its length; longest first */
     bool stop;
     float *inputs[2]; /* rows that enter a layer in this chunk; layers take turns */
@@ -70,14 +70,21 @@ static void lay_out_group(frnn_arena *arena, const frnn_job *job, group *g)
     const frnn_recurrent *net = job->net;
     const size_t rows = job->plan.group_rows, chunk_rows = rows * job->plan.chunk_steps;
     int64_t *row = frnn_arena_take(arena, rows * sizeof *row), *length = frnn_arena_take(arena, rows * sizeof *length);
-    float *inputs[2] = {take_floats(arena, chunk_rows, job->input_stride), job->chain > 1 ? take_floats(arena, chunk_rows, job->input_stride) : NULL};
+    float *inputs[2] = {take_floats(arena, chunk_rows, job->input_stride),
+                        job->chain > 1 ? take_floats(arena, chunk_rows, job->input_stride) : NULL};
     float *gates = take_floats(arena, chunk_rows, job->gate_floats);
     float *recurrent = net->blas ? take_floats(arena, rows, job->gate_floats) : NULL;
     float *work = take_floats(arena, rows, job->stride), *z = take_floats(arena, rows, job->stride);
     state *states = frnn_arena_take(arena, job->chain * sizeof *states);
     if (g)
-        *g = (group){.row = row, .length = length, .inputs = {inputs[0], inputs[1]}, .gates = gates, .recurrent = recurrent, .work = work,
-                     .z = z, .states = states};
+        *g = (group){.row = row,
+                     .length = length,
+                     .inputs = {inputs[0], inputs[1]},
+                     .gates = gates,
+                     .recurrent = recurrent,
+                     .work = work,
+                     .z = z,
+                     .states = states};
     for (size_t layer = 0; layer < job->chain; layer++) {
         state s = {.h = {take_floats(arena, rows, job->stride), take_floats(arena, rows, job->stride)},
                    .c = take_floats(arena, rows, job->stride)};
@@ -85,7 +92,10 @@ static void lay_out_group(frnn_arena *arena, const frnn_job *job, group *g)
     }
 }
 
-static size_t candidate_row(const frnn_direction *layer) { return layer->candidate_input.w ? frnn_results_row(&layer->candidate_input) : 0; }
+static size_t candidate_row(const frnn_direction *layer)
+{
+    return layer->candidate_input.w ? frnn_results_row(&layer->candidate_input) : 0;
+}
 
 frnn_job *frnn_job_lay_out(frnn_arena *arena, const frnn_recurrent *net, const frnn_recurrent_call *call, frnn_plan plan)
 {
@@ -263,9 +273,15 @@ static frnn_totals input_product(const pass *p, const frnn_panels *matrix, const
     const frnn_recurrent *net = p->job->net;
     const size_t row = frnn_panel_row(matrix);
     const frnn_range share = frnn_share(frnn_panel_count(matrix), p->member, p->g->members);
-    const frnn_totals totals = net->blas ? (frnn_totals){out, row, matrix->gates * frnn_padded(matrix)} : (frnn_totals){out, rows * row, row};
-    frnn_product_args args = {.panels = matrix, .a = a, .a_stride = p->job->input_stride, .rows = rows, .panel_begin = share.begin,
-                              .panel_end = share.end, .out = totals};
+    const frnn_totals totals =
+        net->blas ? (frnn_totals){out, row, matrix->gates * frnn_padded(matrix)} : (frnn_totals){out, rows * row, row};
+    frnn_product_args args = {.panels = matrix,
+                              .a = a,
+                              .a_stride = p->job->input_stride,
+                              .rows = rows,
+                              .panel_begin = share.begin,
+                              .panel_end = share.end,
+                              .out = totals};
     frnn_product(net->kernels, net->blas, &args);
     return totals;
 }
@@ -293,8 +309,16 @@ static void run_layer_chunk(const pass *p, size_t link, size_t begin, size_t end
     const float *a = g->inputs[link % 2];
     float *next = link + 1 < job->chain ? g->inputs[(link + 1) % 2] : NULL;
     state *s = &g->states[link];
-    frnn_step step = {.kernels = job->net->kernels, .c = s->c, .recurrent = g->recurrent, .work = g->work, .z = g->z,
-                      .h_stride = job->stride, .stride = job->stride, .member = p->member, .members = g->members, .barrier = &g->barrier};
+    frnn_step step = {.kernels = job->net->kernels,
+                      .c = s->c,
+                      .recurrent = g->recurrent,
+                      .work = g->work,
+                      .z = g->z,
+                      .h_stride = job->stride,
+                      .stride = job->stride,
+                      .member = p->member,
+                      .members = g->members,
+                      .barrier = &g->barrier};
     step.input = input_product(p, &layer->input, a, chunk_rows, g->gates);
     if (layer->candidate_input.w)
         step.candidate_input =

@@ -175,6 +175,11 @@ def reference_of(case: Case, lengths: tuple | None, mask: tuple | None) -> list[
     return [array for array in results if array is not None]
 
 
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    """Random numbers that are the same at every call."""
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
 def parts(state: Any) -> list[np.ndarray]:
     """A state as a list: nothing, [h] or [h, c]."""
     return [] if state is None else list(state) if isinstance(state, tuple) else [state]
@@ -204,6 +209,35 @@ def assert_bits(ours: list[np.ndarray], want: list[np.ndarray], note: Any) -> No
     """The same numbers exactly; NaN equals NaN."""
     for k, (a, b) in enumerate(zip(ours, want, strict=True)):
         assert np.array_equal(a, b, equal_nan=True), f"array {k} of {len(ours)} differs: {note}"
+
+
+# Arrays of unusual form.
+
+
+def misaligned(x: np.ndarray) -> np.ndarray:
+    """The same numbers at an address that is no multiple of four."""
+    view = np.frombuffer(bytearray(x.nbytes + 1), np.float32, x.size, 1).reshape(x.shape)
+    view[...] = x
+    assert not view.flags.aligned
+    return view
+
+
+def strided(x: np.ndarray) -> np.ndarray:
+    room = np.full([2 * n + 1 for n in x.shape], np.nan, np.float32)
+    view = room[tuple(slice(1, None, 2) for _ in x.shape)]
+    view[...] = x
+    return view
+
+
+def read_only(x: np.ndarray) -> np.ndarray:
+    view = x.view()
+    view.flags.writeable = False
+    return view
+
+
+def out_for(case: Case) -> list[np.ndarray]:
+    """Arrays to write the result of a case to."""
+    return [np.full_like(array, 7.0) for array in flat(case.layer()(case.x, case.initial))]
 
 
 # For hypothesis: layers small enough to be many, some of them large enough to be split over threads.

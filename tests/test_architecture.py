@@ -20,6 +20,7 @@ LADDER = (
     {"layers"},
     {"recurrent"},
     {"cells"},
+    {"cells"},
     {"model"},
     {"verify"},
     {"fastrnn"},
@@ -151,6 +152,24 @@ def test_importing_the_package_imports_nothing_optional():
     }
     assert "numpy" in loaded
     assert not loaded & optional
+
+
+def public(names) -> set[str]:
+    return {name for name in names if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", ["_core", "_blas"])
+def test_stubs_name_what_the_compiled_modules_have(name):
+    module = pytest.importorskip(f"fastrnn.{name}")
+    known = {node.name: node for node in ast.parse((PACKAGE / f"{name}.pyi").read_text()).body if hasattr(node, "name")}
+    compiled_names = {
+        key for key in public(vars(module)) if getattr(vars(module)[key], "__module__", None) == module.__name__
+    }
+    assert public(known) == compiled_names
+    for key in compiled_names:
+        if isinstance(known[key], ast.ClassDef):
+            own = {n.name if hasattr(n, "name") else n.target.id for n in known[key].body}
+            assert public(own) == public(vars(getattr(module, key))), key
 
 
 # ---- C ----

@@ -6,34 +6,25 @@ import itertools
 
 import numpy as np
 import pytest
-from cases import ISAS, VARIANTS, Case, assert_bits, flat, parts, state_of, take
+from cases import (
+    ISAS,
+    VARIANTS,
+    Case,
+    assert_bits,
+    flat,
+    misaligned,
+    out_for,
+    parts,
+    read_only,
+    state_of,
+    strided,
+    take,
+)
 from cases import cases as layers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastrnn
-
-
-def misaligned(x: np.ndarray) -> np.ndarray:
-    """The same numbers at an address that is no multiple of four."""
-    view = np.frombuffer(bytearray(x.nbytes + 1), np.float32, x.size, 1).reshape(x.shape)
-    view[...] = x
-    assert not view.flags.aligned
-    return view
-
-
-def strided(x: np.ndarray) -> np.ndarray:
-    room = np.full([2 * n + 1 for n in x.shape], np.nan, np.float32)
-    view = room[tuple(slice(1, None, 2) for _ in x.shape)]
-    view[...] = x
-    return view
-
-
-def read_only(x: np.ndarray) -> np.ndarray:
-    view = x.view()
-    view.flags.writeable = False
-    return view
-
 
 FORMS = {
     "strided": strided,
@@ -281,88 +272,6 @@ def test_shapes_of_cells(cell):
     for wrong in (h[0], h[None], h[:1], h[:, :4]):
         with pytest.raises(fastrnn.ShapeError, match=r"h must|state must"):
             layer(case.x[:, 0], (wrong, h) if cell == "lstm" else wrong)
-
-
-# out=
-
-
-def out_for(case: Case) -> list[np.ndarray]:
-    """Arrays to write the result of a case to."""
-    return [np.full_like(array, 7.0) for array in flat(case.layer()(case.x, case.initial))]
-
-
-def test_out_that_is_refused():
-    case = Case.of("lstm", direction="bidirectional concat")
-    layer = case.layer()
-    names = ("y", "h", "c")
-    good = out_for(case)
-
-    def refused(k: int, array, *texts: str) -> None:
-        arrays = list(good)
-        arrays[k] = array
-        with pytest.raises(fastrnn.ShapeError) as caught:
-            layer(case.x, case.initial, out=(arrays[0], tuple(arrays[1:])))
-        for text in texts:
-            assert text in str(caught.value), f"{text!r} in {str(caught.value)!r}"
-
-    for k, (name, array) in enumerate(zip(names, good, strict=True)):
-        refused(k, array[:-1], f"out {name} must be float32 of shape {array.shape}", f"{array[:-1].shape}")
-        refused(k, array[..., :-1].copy(), f"out {name}", str(array.shape))
-        refused(k, array[None], f"out {name}", str(array.shape))
-        refused(k, array.astype(np.float64), f"out {name}", "float32", "float64")
-        refused(k, array.astype(">f4"), f"out {name}", "float32", ">f4")
-        refused(k, np.asfortranarray(array), f"out {name}", "C-contiguous")
-        refused(k, strided(array), f"out {name}", "C-contiguous")
-        refused(k, misaligned(array), f"out {name}", "aligned")
-        refused(k, read_only(array), f"out {name}", "writable")
-        refused(k, array.tolist(), f"out {name} must be a NumPy array", "list")
-    for wrong in (good[0], (good[0],), (good[0], good[1]), (good[0], None), (good[0], (good[1],)), (*good,), "ab", {}):
-        with pytest.raises(fastrnn.ShapeError, match=r"tuple \((y, state|h, c)\)|out [yhc] must"):
-            layer(case.x, case.initial, out=wrong)
-    for array in good:
-        assert (array == 7).all(), "a refused call writes nothing"
-
-
-def test_out_that_overlaps():
-    """With an input or with itself; nothing is written."""
-    case = Case.of("lstm", input_size=5, batch=2, seq_len=4)
-    layer = case.layer()
-    x, h, c = case.x.copy(), *(part.copy() for part in case.initial)
-    y, h_n, c_n = out_for(case)
-    room = np.zeros(2 * y.size, np.float32)
-    x_in_room = room[: x.size].reshape(x.shape)
-    x_in_room[...] = x
-    shifted = room[3 : 3 + y.size].reshape(y.shape)
-    begin_of_y = y.ravel()[: h.size].reshape(h.shape)
-    pairs = [
-        (x, (h, c), (x, (h_n, c_n))),
-        (x, (h, c), (y, (h, c_n))),
-        (x, (h, c), (y, (h_n, c))),
-        (x, (h, c), (y, (c, h_n))),
-        (x, (h, c), (y, (h_n, h_n))),
-        (x, (h, c), (y, (begin_of_y, c_n))),
-        (x, (h, h_n), (y, (h_n, c_n))),
-        (x_in_room, (h, c), (shifted, (h_n, c_n))),
-    ]
-    for given_x, state, out in pairs:
-        with pytest.raises(fastrnn.ShapeError, match="share no memory"):
-            layer(given_x, state, out=out)
-    assert np.array_equal(x, case.x)
-    assert_bits([h, c], parts(case.initial), "states")
-    beside = room[x.size :].reshape(y.shape)
-    assert_bits(
-        [layer(x_in_room, (h, c), out=(beside, (h_n, c_n)))[0]],
-        [layer(x, (h, c))[0]],
-        "neighbours in one buffer are fine",
-    )
-
-
-def test_out_without_batch_or_time():
-    for batch, seq_len in itertools.product((0, 1), (0, 1)):
-        case = Case.of("lstm", batch=batch, seq_len=seq_len)
-        y, h, c = out_for(case)
-        case.layer()(case.x, case.initial, out=(y, (h, c)))
-        assert_bits([y, h, c], flat(case.layer()(case.x, case.initial)), case)
 
 
 # Values that are not finite; inputs stay

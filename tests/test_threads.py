@@ -282,14 +282,20 @@ import signal
 
 net, x, short = lstm(8, 64), inputs(4, 60_000, 8), inputs(4, 200, 8, seed=2)
 expected, short_expected = bits(net(x)), bits(net(short))
-calls = []
-signal.signal(signal.SIGALRM, lambda *_: calls.append(bits(net(short)) == short_expected))
+calls, flushed = [], []
+
+def handler(*_):
+    flushed.append(np.float32(1e-40) * np.float32(0.5) == 0)
+    calls.append(bits(net(short)) == short_expected)
+
+signal.signal(signal.SIGALRM, handler)
 signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
 same = bits(net(x)) == expected
 signal.setitimer(signal.ITIMER_REAL, 0)
 assert calls, "no signal came during the call"
 assert all(calls), "a call made by a signal handler went wrong"
 assert same, "the call that the signal came into went wrong"
+assert not any(flushed), "the handler ran in the floating-point mode of the call"
 """
 )
 

@@ -1,14 +1,13 @@
 /* cell_body.h: one time step of each cell: recurrent product and gate maths in one pass, while the totals are in registers. */
 
 /* The totals of a tile: what the input gave, plus the recurrent product. */
-INLINE void sum_gates(const frnn_step_args *s, size_t row, size_t panel, ahead next, const int panels, const int rows, const int nv, vf *total)
+INLINE void sum_gates(const frnn_step_args *s, size_t row, size_t panel, ahead next, const int panels, const int rows, const int nv,
+                      vf *total)
 {
-    UNROLL for (int q = 0; q < panels; q++)
-        UNROLL for (int r = 0; r < rows; r++)
-        {
+    UNROLL_FOR (int q = 0; q < panels; q++)
+        UNROLL_FOR (int r = 0; r < rows; r++) {
             size_t at = (panel + (size_t)q) * s->input.panel_stride + (row + (size_t)r) * s->input.row_stride;
-            UNROLL for (int j = 0; j < nv; j++)
-            {
+            UNROLL_FOR (int j = 0; j < nv; j++) {
                 vf t = v_load(s->input.at + at + (size_t)j * VLEN);
                 if (s->recurrent) t += v_load(s->recurrent + at + (size_t)j * VLEN);
                 total[(q * rows + r) * nv + j] = t;
@@ -21,18 +20,17 @@ INLINE void sum_gates(const frnn_step_args *s, size_t row, size_t panel, ahead n
 
 /* Run `body` for each vector of units of a tile: `tile_row` and `vector` say which totals are its own, `unit` and `at`
  * where it stands in a row and in the arrays of states, `input` where in the input part. */
-#define FOR_UNITS(PANELS, ROWS, WIDTH, ...)                                                                        \
-    UNROLL for (int q = 0; q < (PANELS); q++)                                                                      \
-        UNROLL for (int tile_r = 0; tile_r < (ROWS); tile_r++)                                                     \
-            UNROLL for (int vector = 0; vector < (WIDTH); vector++)                                                \
-            {                                                                                                       \
-                const int tile_row = q * (ROWS) + tile_r;                                                           \
-                const size_t its_panel = panel + (size_t)q, its_row = row + (size_t)tile_r;                         \
-                const size_t unit = (its_panel * s->hidden->width + (size_t)vector) * VLEN;                         \
-                const size_t at = its_row * s->stride + unit;                                                       \
+#define FOR_UNITS(PANELS, ROWS, WIDTH, ...)                                                                           \
+    UNROLL_FOR (int q = 0; q < (PANELS); q++)                                                                         \
+        UNROLL_FOR (int tile_r = 0; tile_r < (ROWS); tile_r++)                                                        \
+            UNROLL_FOR (int vector = 0; vector < (WIDTH); vector++) {                                                 \
+                const int tile_row = q * (ROWS) + tile_r;                                                             \
+                const size_t its_panel = panel + (size_t)q, its_row = row + (size_t)tile_r;                           \
+                const size_t unit = (its_panel * s->hidden->width + (size_t)vector) * VLEN;                           \
+                const size_t at = its_row * s->stride + unit;                                                         \
                 const float *input = s->input.at + its_panel * s->input.panel_stride + its_row * s->input.row_stride; \
-                (void)vector, (void)unit, (void)input;                                                              \
-                __VA_ARGS__;                                                                                        \
+                (void)vector, (void)unit, (void)input;                                                                \
+                __VA_ARGS__;                                                                                          \
             }
 
 /* activation(clip(x)) of a gate that is not the standard one. */
@@ -101,13 +99,11 @@ INLINE void gru_tile(const frnn_step_args *s, size_t row, size_t panel, ahead ne
 {
     const frnn_cell *cell = s->cell;
     vf total[MAX_TOTALS];
-    UNROLL for (int q = 0; q < panels; q++)
-        UNROLL for (int r = 0; r < rows; r++)
-        {
+    UNROLL_FOR (int q = 0; q < panels; q++)
+        UNROLL_FOR (int r = 0; r < rows; r++) {
             size_t p = panel + (size_t)q, at = p * s->input.panel_stride + (row + (size_t)r) * s->input.row_stride;
             vf *t = total + (q * rows + r) * 3;
-            UNROLL for (int j = 0; j < 2; j++)
-            {
+            UNROLL_FOR (int j = 0; j < 2; j++) {
                 t[j] = v_load(s->input.at + at + (size_t)j * VLEN);
                 if (s->recurrent) t[j] += v_load(s->recurrent + at + (size_t)j * VLEN);
             }
@@ -170,7 +166,8 @@ static void gru_reset(const frnn_step_args *s)
     run_tiles(s, s->hidden, s->rows, s->panel_begin, s->panel_end, s->backwards, sets);
 }
 
-INLINE void gru_candidate_tile(const frnn_step_args *s, size_t row, size_t panel, ahead next, const int panels, const int rows, const int width)
+INLINE void gru_candidate_tile(const frnn_step_args *s, size_t row, size_t panel, ahead next, const int panels, const int rows,
+                               const int width)
 {
     vf total[MAX_TOTALS];
     sum_gates(s, row, panel, next, panels, rows, width, total);

@@ -52,10 +52,10 @@ typedef struct frnn_product_args {
 /* What a cell does besides the product; one table row per layer, read-only. */
 typedef struct frnn_cell {
     frnn_activation gate, candidate, hidden;
-    float clip;      /* bound on every pre-activation; INFINITY: none */
-    float cell_clip; /* bound on c; INFINITY: none */
-    int coupled;     /* LSTM: i = 1 - f */
-    int standard;    /* sigmoid gates, tanh elsewhere, nothing of the above nor peepholes: the short path */
+    float clip;            /* bound on every pre-activation; INFINITY: none */
+    float cell_clip;       /* bound on c; INFINITY: none */
+    int coupled;           /* LSTM: i = 1 - f */
+    int standard;          /* sigmoid gates, tanh elsewhere, nothing of the above nor peepholes: the short path */
     const float *peephole; /* LSTM: [i, f, o][padded units], or NULL */
 } frnn_cell;
 

@@ -5,7 +5,7 @@
  * One row alone takes two panels at once, as eight chains are needed to hide the latency of an FMA. */
 
 #define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 32")
+#define UNROLL_FOR _Pragma("GCC unroll 32") for
 
 #if defined(__AVX512F__) || defined(__aarch64__)
 enum { REGISTERS = 32 };
@@ -42,7 +42,7 @@ INLINE void accumulate(const int panels, const int rows, const int nv, const flo
         vf part[MAX_TOTALS];
         /* Totals of large tiles must wait in memory: the registers are for the parts. */
         if (panels * rows * nv > REGISTERS / 3) __asm__ volatile("" : : "r"(total) : "memory");
-        UNROLL for (int j = 0; j < panels * rows * nv; j++) part[j] = (vf){0};
+        UNROLL_FOR (int j = 0; j < panels * rows * nv; j++) part[j] = (vf){0};
         for (size_t kk = 0; kk < block; kk++) {
             if (rows > 1) {
                 __builtin_prefetch(fetch, 0, 2);
@@ -51,28 +51,27 @@ INLINE void accumulate(const int panels, const int rows, const int nv, const flo
             }
             /* The shorter side waits in registers, the longer one comes one by one. */
             vf waiting[MAX_TILE_ROWS];
-            UNROLL for (int q = 0; q < panels; q++)
-            {
+            UNROLL_FOR (int q = 0; q < panels; q++) {
                 const float *weights = w + (size_t)q * w_next;
                 if (nv < rows) {
-                    UNROLL for (int j = 0; j < nv; j++) waiting[j] = v_load(weights + (size_t)j * VLEN);
-                    UNROLL for (int r = 0; r < rows; r++)
-                    {
+                    UNROLL_FOR (int j = 0; j < nv; j++) waiting[j] = v_load(weights + (size_t)j * VLEN);
+                    UNROLL_FOR (int r = 0; r < rows; r++) {
                         vf value = v_set(a[(size_t)r * a_stride + kk]);
-                        UNROLL for (int j = 0; j < nv; j++) part[(q * rows + r) * nv + j] = v_fma(waiting[j], value, part[(q * rows + r) * nv + j]);
+                        UNROLL_FOR (int j = 0; j < nv; j++)
+                            part[(q * rows + r) * nv + j] = v_fma(waiting[j], value, part[(q * rows + r) * nv + j]);
                     }
                 } else {
-                    UNROLL for (int r = 0; r < rows; r++) waiting[r] = v_set(a[(size_t)r * a_stride + kk]);
-                    UNROLL for (int j = 0; j < nv; j++)
-                    {
+                    UNROLL_FOR (int r = 0; r < rows; r++) waiting[r] = v_set(a[(size_t)r * a_stride + kk]);
+                    UNROLL_FOR (int j = 0; j < nv; j++) {
                         vf weight = v_load(weights + (size_t)j * VLEN);
-                        UNROLL for (int r = 0; r < rows; r++) part[(q * rows + r) * nv + j] = v_fma(weight, waiting[r], part[(q * rows + r) * nv + j]);
+                        UNROLL_FOR (int r = 0; r < rows; r++)
+                            part[(q * rows + r) * nv + j] = v_fma(weight, waiting[r], part[(q * rows + r) * nv + j]);
                     }
                 }
             }
             w += (size_t)nv * VLEN;
         }
-        UNROLL for (int j = 0; j < panels * rows * nv; j++) total[j] += part[j];
+        UNROLL_FOR (int j = 0; j < panels * rows * nv; j++) total[j] += part[j];
         a += block;
         left -= block;
     }
@@ -116,32 +115,32 @@ static void run_tiles(const void *args, const frnn_panels *matrix, size_t rows, 
 }
 
 /* One function for each number of rows, and the tile_set over them; nv vectors in a row of a panel. */
-#define TILE_FN(name, nv, rows_, call)                                                                            \
-    static void name##_##rows_(const void *args, size_t row, size_t panel, ahead next)                                  \
-    {                                                                                                             \
-        const int rows = rows_, panels = 1;                                                                       \
-        if (rows <= MAX_ROWS(nv)) call;                                                                           \
+#define TILE_FN(name, nv, rows_, call)                                                 \
+    static void name##_##rows_(const void *args, size_t row, size_t panel, ahead next) \
+    {                                                                                  \
+        const int rows = rows_, panels = 1;                                            \
+        if (rows <= MAX_ROWS(nv)) call;                                                \
     }
-#define TILE_PAIR_FN(name, call)                                                                                  \
-    static void name##_pair(const void *args, size_t row, size_t panel, ahead next)                                     \
-    {                                                                                                             \
-        const int rows = 1, panels = 2;                                                                           \
-        call;                                                                                                     \
+#define TILE_PAIR_FN(name, call)                                                    \
+    static void name##_pair(const void *args, size_t row, size_t panel, ahead next) \
+    {                                                                               \
+        const int rows = 1, panels = 2;                                             \
+        call;                                                                       \
     }
-#define TILES(name, nv, call)                                                                                         \
-    TILE_FN(name, nv, 1, call)                                                                                        \
-    TILE_FN(name, nv, 2, call)                                                                                        \
-    TILE_FN(name, nv, 3, call)                                                                                        \
-    TILE_FN(name, nv, 4, call)                                                                                        \
-    TILE_FN(name, nv, 5, call)                                                                                        \
-    TILE_FN(name, nv, 6, call)                                                                                        \
-    TILE_FN(name, nv, 7, call)                                                                                        \
-    TILE_FN(name, nv, 8, call)                                                                                        \
+#define TILES(name, nv, call)  \
+    TILE_FN(name, nv, 1, call) \
+    TILE_FN(name, nv, 2, call) \
+    TILE_FN(name, nv, 3, call) \
+    TILE_FN(name, nv, 4, call) \
+    TILE_FN(name, nv, 5, call) \
+    TILE_FN(name, nv, 6, call) \
+    TILE_FN(name, nv, 7, call) \
+    TILE_FN(name, nv, 8, call) \
     TILE_PAIR_FN(name, call)
-#define TILE_SET(name, nv)                                                                                        \
-    {                                                                                                             \
-        .max_rows = MAX_ROWS(nv), .pair = name##_pair,                                                            \
-        .rows = {NULL, name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8}            \
+#define TILE_SET(name, nv)                                                                             \
+    {                                                                                                  \
+        .max_rows = MAX_ROWS(nv), .pair = name##_pair,                                                 \
+        .rows = {NULL, name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8} \
     }
 
 /* The product by itself: totals start from the bias and are stored. */
@@ -149,17 +148,16 @@ INLINE void product_tile(const frnn_product_args *s, size_t row, size_t panel, a
 {
     const frnn_panels *matrix = s->panels;
     vf total[MAX_TOTALS];
-    UNROLL for (int q = 0; q < panels; q++)
-        UNROLL for (int j = 0; j < nv; j++)
-        {
+    UNROLL_FOR (int q = 0; q < panels; q++)
+        UNROLL_FOR (int j = 0; j < nv; j++) {
             vf start = v_load(matrix->bias + (panel + (size_t)q) * frnn_panel_row(matrix) + (size_t)j * VLEN);
-            UNROLL for (int r = 0; r < rows; r++) total[(q * rows + r) * nv + j] = start;
+            UNROLL_FOR (int r = 0; r < rows; r++) total[(q * rows + r) * nv + j] = start;
         }
     accumulate(panels, rows, nv, s->a + row * s->a_stride, s->a_stride, panel_weights(matrix, panel), frnn_panel_row(matrix) * matrix->k,
                matrix->k, next, total);
-    UNROLL for (int q = 0; q < panels; q++)
-        UNROLL for (int r = 0; r < rows; r++)
-            UNROLL for (int j = 0; j < nv; j++)
+    UNROLL_FOR (int q = 0; q < panels; q++)
+        UNROLL_FOR (int r = 0; r < rows; r++)
+            UNROLL_FOR (int j = 0; j < nv; j++)
                 v_store(s->out.at + (panel + (size_t)q) * s->out.panel_stride + (row + (size_t)r) * s->out.row_stride + (size_t)j * VLEN,
                         total[(q * rows + r) * nv + j]);
 }

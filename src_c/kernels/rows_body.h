@@ -26,14 +26,14 @@ static inline float tree_max(lanes s)
 }
 
 /* Run `body` for each vector of a row: x holds its elements (zeros beyond n), a is its accumulator. */
-#define FOR_ROW(n, source, accumulators, body)                                                                    \
-    for (size_t base = 0; base < (n); base += LANES)                                                             \
-        for (size_t j = 0; j < LANE_VECTORS && base + j * VLEN < (n); j++) {                                     \
-            size_t at = base + j * VLEN, valid = (n) - at < VLEN ? (n) - at : VLEN;                              \
-            vf x = valid == VLEN ? v_load((source) + at) : v_load_first((source) + at, valid);                   \
-            vf a = v_load((accumulators).lane + j * VLEN);                                                       \
-            body;                                                                                                \
-            v_store((accumulators).lane + j * VLEN, a);                                                          \
+#define FOR_ROW(n, source, accumulators, body)                                                 \
+    for (size_t base = 0; base < (n); base += LANES)                                           \
+        for (size_t j = 0; j < LANE_VECTORS && base + j * VLEN < (n); j++) {                   \
+            size_t at = base + j * VLEN, valid = (n) - at < VLEN ? (n) - at : VLEN;            \
+            vf x = valid == VLEN ? v_load((source) + at) : v_load_first((source) + at, valid); \
+            vf a = v_load((accumulators).lane + j * VLEN);                                     \
+            body;                                                                              \
+            v_store((accumulators).lane + j * VLEN, a);                                        \
         }
 
 static inline void store_valid(float *p, vf y, size_t valid)
@@ -68,8 +68,7 @@ static void softmax(size_t rows, size_t n, const float *x_rows, float *y_rows, i
             store_valid(y_rows + at, logarithm ? x - top : e, valid);
         })
         float total = tree_sum(sum);
-        if (logarithm)
-            total = (float)__builtin_log(total); /* in double: rounds alike everywhere */
+        if (logarithm) total = (float)__builtin_log(total); /* in double: rounds alike everywhere */
         FOR_ROW(n, y_rows, sum, store_valid(y_rows + at, logarithm ? x - total : x / total, valid))
     }
 }
@@ -99,6 +98,7 @@ static void scale_shift(size_t rows, size_t n, const float *x_rows, const float 
     for (size_t row = 0; row < rows; row++, x_rows += n, y_rows += n)
         for (size_t at = 0; at < n; at += VLEN) {
             size_t valid = n - at < VLEN ? n - at : VLEN;
-            store_valid(y_rows + at, v_fma(load_valid(x_rows + at, valid), load_valid(scale + at, valid), load_valid(shift + at, valid)), valid);
+            store_valid(y_rows + at, v_fma(load_valid(x_rows + at, valid), load_valid(scale + at, valid), load_valid(shift + at, valid)),
+                        valid);
         }
 }
