@@ -331,7 +331,10 @@ class BatchNorm(Stateless):
         mean = self.node.weights["mean"]
         if mean.ndim != 1:
             return [f"mean must be (features,), got {mean.shape}"]
-        return _vector_problems(self.node, len(mean), ["var", "weight", "bias"])
+        problems = _vector_problems(self.node, len(mean), ["var", "weight", "bias"])
+        if not np.all(self.node.weights["var"] + self.node.attr("eps") > 0):
+            problems.append("var + eps must be positive")
+        return problems
 
     def _build(self) -> None:
         w = {key: value.astype(np.float64) for key, value in self.node.weights.items()}

@@ -94,9 +94,15 @@ class Model:
             return results[0], (tuple(results[1:]) if len(results) > 2 else results[1])
         return results[0] if len(results) == 1 else tuple(results)
 
-    def run(self, feeds: Mapping[str, Any], outputs: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    def run(self, feeds: Mapping[str, Any], outputs: str | Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """Run by names: ``{input: array}`` gives ``{output: array}``, all outputs or those asked for."""
-        wanted = [t.name for t in self.outputs] if outputs is None else list(outputs)
+        wanted = (
+            [t.name for t in self.outputs]
+            if outputs is None
+            else [outputs]
+            if isinstance(outputs, str)
+            else list(outputs)
+        )
         unknown = [name for name in wanted if name not in {t.name for t in self.outputs}]
         if unknown:
             raise ShapeError(

@@ -205,7 +205,7 @@ class Recurrent(Layer):
                 x, state, place, self.batch_first, self._features, self.threads or runtime.get_num_threads()
             ):
                 return place
-        if isinstance(x, (list, tuple)):
+        if isinstance(x, (list, tuple)) and (not x or np.ndim(x[0]) == 2):
             x, lengths = self._pad(x, lengths, mask)
         x = as_float32(x, "x")
         unbatched = x.ndim == 2
@@ -261,6 +261,11 @@ class Recurrent(Layer):
         h, c = self._new_state(x.shape[0] if self.batch_first else x.shape[1])
         y = np.empty((*x.shape[:2], self._features), np.float32)
         return y, ((h, c) if self.has_c else h)
+
+    def warmup(self, batch: int, seq_len: int) -> None:
+        """Take the memory and start the threads that a call of this size needs, so that the first real one is fast."""
+        x = np.zeros((batch, seq_len, self.input_size) if self.batch_first else (seq_len, batch, self.input_size), F32)
+        self(x)
 
     def _x_message(self, x: np.ndarray, unbatched: bool) -> str:
         axes = "(batch, seq_len" if self.batch_first else "(seq_len, batch"

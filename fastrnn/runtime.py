@@ -19,7 +19,7 @@ BACKENDS = ("packed", "blas")
 
 
 def _choose_isa(name: str, source: str) -> None:
-    if not _core.set_isa(name):
+    if not isinstance(name, str) or not _core.set_isa(name):
         raise UnsupportedError(
             f"{source} asks for the instruction set {name!r}, which this machine or build does not have; "
             f"available: {', '.join(_core.isas())}"
@@ -43,7 +43,7 @@ def set_isa(name: str) -> None:
 
 
 def _choose_team(name: str, source: str) -> None:
-    if not _core.set_team(name):
+    if not isinstance(name, str) or not _core.set_team(name):
         raise UnsupportedError(
             f"{source} asks for the thread backend {name!r}, which is unknown; available: {', '.join(_core.teams())}"
         )

@@ -12,8 +12,8 @@ typedef struct {
 /* x in [-87.3, 88.3], or NaN. */
 static inline reduced_exp v_reduce_exp(vf x)
 {
-    const vf log2_e = v_set(0x1.715476p+0f), magic = v_set(0x1.8p+23f); /* adding magic rounds to an integer in the low bits */
-    const vf ln2_high = v_set(0x1.62e430p-1f), ln2_low = v_set(-0x1.05c610p-29f);
+    const vf log2_e = v_set(0x1.715476p+0f), magic = v_set(0x1.8p+23f);        /* adding magic rounds to an integer in the low bits */
+    const vf ln2_high = v_set(0x1.62e4p-1f), ln2_low = v_set(0x1.7f7d1cp-20f); /* n * ln2_high is exact even without FMA */
     vf shifted = v_fma(x, log2_e, magic);
     vf n = shifted - magic;
     vf r = v_fma(-n, ln2_low, v_fma(-n, ln2_high, x));
