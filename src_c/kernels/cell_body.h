@@ -39,18 +39,7 @@ static __attribute__((noinline)) vf gate_variant(const frnn_cell *cell, frnn_act
     return v_activate(activation, v_clip(x, -cell->clip, cell->clip));
 }
 
-/* i, f, g, o = totals;  c = f c + i g;  h = o tanh(c) */
-INLINE void lstm_standard(vf i, vf f, vf g, vf o, float *c, float *out)
-{
-    quotient candidate = v_tanh_quotient(g);
-    vf taken = candidate.numerator / (v_sigmoid_denominator(i) * candidate.denominator);
-    vf c_new = v_load(c) / v_sigmoid_denominator(f) + taken;
-    quotient shown = v_tanh_quotient(c_new);
-    v_store(c, c_new);
-    v_store(out, shown.numerator / (v_sigmoid_denominator(o) * shown.denominator));
-}
-
-/* The same with everything that a published variant adds; `unit` finds the peephole weights. */
+/* i, f, g, o = totals with everything that a published variant adds; `unit` finds the peephole weights. */
 static __attribute__((noinline)) void lstm_variant(const frnn_cell *cell, size_t padded, size_t unit, vf i, vf f, vf g, vf o, float *c,
                                                    float *out)
 {
@@ -74,9 +63,18 @@ INLINE void lstm_tile(const frnn_step_args *s, size_t row, size_t panel, ahead n
     vf total[MAX_TOTALS];
     sum_gates(s, row, panel, next, panels, rows, 4, total);
     if (s->cell->standard) {
+        /* c = f c + i g for all rows, then h = o tanh(c): the two halves of one row would wait for each other. */
+        FOR_UNITS(panels, rows, 1, {
+            vf *t = total + tile_row * 4;
+            quotient g = v_tanh_quotient(t[2]);
+            vf taken = g.numerator / (v_sigmoid_denominator(t[0]) * g.denominator);
+            t[0] = v_load(s->c + at) / v_sigmoid_denominator(t[1]) + taken;
+            v_store(s->c + at, t[0]);
+        })
         FOR_UNITS(panels, rows, 1, {
             const vf *t = total + tile_row * 4;
-            lstm_standard(t[0], t[1], t[2], t[3], s->c + at, s->out + at);
+            quotient shown = v_tanh_quotient(t[0]);
+            v_store(s->out + at, shown.numerator / (v_sigmoid_denominator(t[3]) * shown.denominator));
         })
     } else {
         FOR_UNITS(panels, rows, 1, {
@@ -114,9 +112,14 @@ INLINE void gru_tile(const frnn_step_args *s, size_t row, size_t panel, ahead ne
                    frnn_panel_row(s->hidden) * s->hidden->k, s->hidden->k, next, total);
     if (cell->standard) {
         FOR_UNITS(panels, rows, 1, {
+            vf *t = total + tile_row * 3;
+            t[2] = t[2] / v_sigmoid_denominator(t[0]) + v_load(input + 2 * VLEN);
+            t[1] = v_sigmoid_denominator(t[1]);
+        })
+        FOR_UNITS(panels, rows, 1, {
             const vf *t = total + tile_row * 3;
-            vf n = v_tanh(t[2] / v_sigmoid_denominator(t[0]) + v_load(input + 2 * VLEN));
-            v_store(s->out + at, (v_load(s->h + at) - n) / v_sigmoid_denominator(t[1]) + n);
+            vf n = v_tanh(t[2]);
+            v_store(s->out + at, (v_load(s->h + at) - n) / t[1] + n);
         })
     } else {
         FOR_UNITS(panels, rows, 1, {

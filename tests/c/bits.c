@@ -352,8 +352,9 @@ static bool threads_agree(void)
     for (size_t which = 0; which < VARIANTS; which++) {
         const variant *v = &variants[which];
         const bool ragged = which % 2;
-        agree &= splits_agree(v, "batch", 64, 9, 24, ragged);
-        agree &= v->directions == 2 ? splits_agree(v, "directions", 64, 3, 30, !ragged) : splits_agree(v, "hidden", 256, 3, 6, !ragged);
+        agree &= splits_agree(v, "batch", 64, 9, 4 + 20 / v->gates, ragged);
+        agree &= v->directions == 2 ? splits_agree(v, "directions", 64, 3, 4 + 24 / v->gates, !ragged)
+                                    : splits_agree(v, "hidden", 256, 3, 3 + 4 / v->gates, !ragged);
     }
     return agree;
 }
