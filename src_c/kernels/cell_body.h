@@ -29,7 +29,7 @@ INLINE void sum_gates(const frnn_step_args *s, size_t row, size_t panel, ahead n
                 const size_t unit = (its_panel * s->hidden->width + (size_t)vector) * VLEN;                           \
                 const size_t at = its_row * s->stride + unit;                                                         \
                 const float *input = s->input.at + its_panel * s->input.panel_stride + its_row * s->input.row_stride; \
-                (void)vector, (void)unit, (void)input;                                                                \
+                (void)vector, (void)unit, (void)at, (void)input;                                                      \
                 __VA_ARGS__;                                                                                          \
             }
 
