@@ -3,7 +3,7 @@
 # make bench  a table of times beside PyTorch, ONNX Runtime and OpenVINO
 # make asan   the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make fuzz   200,000 mutated files through every loader
-# make lint   ruff, mypy, clang-format, cython-lint
+# make lint   ruff, mypy, clang-format, cython-lint, codespell
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -29,13 +29,14 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/cython-lint fastrnn
-	$(BIN)/clang-format --dry-run --Werror $(wildcard src_c/*.[ch] src_c/kernels/*.[ch])
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint fastrnn
+	$(BIN)/codespell $$(git ls-files '*.py' '*.pyx' '*.md' '*.c' '*.h')
+	$(BIN)/clang-format --dry-run --Werror $(wildcard src_c/*.[ch] src_c/kernels/*.[ch] tests/c/*.c)
 
 # A copy of its own, so that nothing instrumented stays among the objects of the fast build.
 asan:
 	rm -rf build/asan && mkdir -p build/asan && git ls-files -z | tar -c --null -T - | tar -x -C build/asan
-	FASTRNN_SANITIZE=address,undefined ASAN_OPTIONS=detect_leaks=0 $(MAKE) -C build/asan test \
+	FASTRNN_OPENMP=0 FASTRNN_SANITIZE=address,undefined ASAN_OPTIONS=detect_leaks=0 $(MAKE) -C build/asan test \
 	    PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ARGS="tests --ignore=tests/test_package.py --ignore=tests/test_quiet.py --ignore=tests/test_neon.py"
 

@@ -20,6 +20,8 @@ cdef extern from "fastrnn.h" nogil:
     c_bool frnn_set_team_backend(const char *name)
 
     void *frnn_scratch(size_t bytes)
+    void *frnn_scratch_set_aside()
+    void frnn_scratch_put_back(void *aside)
 
     ctypedef void frnn_sgemm_fn(char *, char *, int *, int *, int *, float *, float *, int *, float *, int *, float *, float *, int *)
     void frnn_set_blas(frnn_sgemm_fn *sgemm)
@@ -114,5 +116,7 @@ cdef extern from "fastrnn.h" nogil:
     const frnn_kernels *frnn_kernels_selected()
     void frnn_activate(const frnn_kernels *kernels, frnn_activation activation, size_t n, const float *x, float *y)
     void frnn_softmax(const frnn_kernels *kernels, size_t rows, size_t n, const float *x, float *y, c_bool logarithm)
-    void frnn_layer_norm(const frnn_kernels *kernels, size_t rows, size_t n, const float *x, const float *weight, const float *bias, float eps, float *y)
-    void frnn_scale_shift(const frnn_kernels *kernels, size_t rows, size_t n, const float *x, const float *scale, const float *shift, float *y)
+    void frnn_layer_norm(const frnn_kernels *kernels, size_t rows, size_t n, const float *x, const float *weight, const float *bias,
+                         float eps, float *y)
+    void frnn_scale_shift(const frnn_kernels *kernels, size_t rows, size_t n, const float *x, const float *scale, const float *shift,
+                          float *y)

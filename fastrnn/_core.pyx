@@ -133,8 +133,13 @@ cdef void *scratch(size_t size) except NULL:
 
 
 cdef c_api.c_bool poll_signals(void *arg) noexcept nogil:
-    with gil:
-        return PyErr_CheckSignals() != 0
+    cdef c_api.c_bool stop
+    cdef void *aside
+    with gil:  # a handler may call a layer on this thread
+        aside = c_api.frnn_scratch_set_aside()
+        stop = PyErr_CheckSignals() != 0
+        c_api.frnn_scratch_put_back(aside)
+    return stop
 
 
 cdef int raise_pending() except -1:
@@ -213,7 +218,7 @@ cdef class RecurrentHandle:
         return {"isa": plan.isa.decode(), "split": plan.split.decode(), "threads": plan.threads, "chunk_steps": plan.chunk_steps}
 
     cpdef forward(self, cnp.ndarray x, bint batch_first, h_0, c_0, y, h_n, c_n, lengths, times, str padding, bint reverse_output,
-                size_t threads):
+                  size_t threads):
         """Run x, (batch, seq_len, input_size) or time first, into y, h_n and c_n; see frnn_recurrent_call."""
         cdef Py_ssize_t batch = cnp.PyArray_DIM(x, 0 if batch_first else 1), seq_len = cnp.PyArray_DIM(x, 1 if batch_first else 0)
         cdef c_api.frnn_recurrent_call call = self.call_of(batch, seq_len, threads)
@@ -247,19 +252,17 @@ cdef class RecurrentHandle:
         if not finished:
             raise_pending()
 
-
     def forward_exact(self, x, state, out, bint batch_first, Py_ssize_t features, size_t threads):
         """Run the plain call, whole sequences from ``state`` into ``out``, where every array already is what C takes.
 
         False: something is not, and nothing was done; the caller then converts it or says what is wrong.  Checked here
         because a step of a small network takes less time than these questions asked in Python.
         """
-        cdef Py_ssize_t states = self.states, batch, seq_len, k, n
+        cdef Py_ssize_t states = self.states, batch, k, n
         cdef bint has_c = self.has_c
         if not cnp.PyArray_CheckExact(x) or cnp.PyArray_NDIM(<cnp.ndarray> x) != 3 or type(out) is not tuple or len(<tuple> out) != 2:
             return False
         batch = cnp.PyArray_DIM(<cnp.ndarray> x, 0 if batch_first else 1)
-        seq_len = cnp.PyArray_DIM(<cnp.ndarray> x, 1 if batch_first else 0)
         y, state_out = <tuple> out
         h_0 = c_0 = c_n = None
         h_n = state_out

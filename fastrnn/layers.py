@@ -7,6 +7,7 @@ threads.  Recurrent layers are in :mod:`fastrnn.recurrent`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -47,6 +48,8 @@ class Layer:
     threads: int | None = None
 
     def __init__(self, node: Node, backend: str | None = None):
+        # Weights of a mapped file may stand at any address; C takes aligned, contiguous float32.
+        node = replace(node, weights={key: as_float32(value, key) for key, value in node.weights.items()})
         self.node = node
         self.name = node.name
         self._kernels = _core.RowKernels()

@@ -35,6 +35,11 @@ bool frnn_set_team_backend(const char *name); /* false: unknown */
 /* At least `bytes` of memory of the calling thread, aligned to 64; valid until its next call.  NULL: out of memory. */
 void *frnn_scratch(size_t bytes);
 
+/* For a poll that runs foreign code, which may make calls of its own on this thread: the scratch in use is set aside
+ * before and put back after it. */
+void *frnn_scratch_set_aside(void);
+void frnn_scratch_put_back(void *aside);
+
 /* ---- BLAS: pointers with Fortran's calling convention, from whoever has one. ---- */
 
 typedef void frnn_sgemm_fn(char *transa, char *transb, int *m, int *n, int *k, float *alpha, float *a, int *lda, float *b, int *ldb,

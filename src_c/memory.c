@@ -49,6 +49,21 @@ static void scratch_free(void *block)
 
 static void scratch_make_key(void) { pthread_key_create(&scratch_key, scratch_free); }
 
+void *frnn_scratch_set_aside(void)
+{
+    scratch_block *aside = thread_scratch;
+    thread_scratch = NULL;
+    pthread_setspecific(scratch_key, NULL);
+    return aside;
+}
+
+void frnn_scratch_put_back(void *aside)
+{
+    if (thread_scratch) scratch_free(thread_scratch);
+    thread_scratch = aside;
+    pthread_setspecific(scratch_key, aside);
+}
+
 void *frnn_scratch(size_t bytes)
 {
     scratch_block *scratch = thread_scratch;

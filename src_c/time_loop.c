@@ -47,6 +47,7 @@ struct frnn_job {
     frnn_barrier all;
     _Atomic bool stop;
     int64_t polled_at;
+    frnn_float_mode callers_mode;
 };
 
 /* ---- Layout ---- */
@@ -349,7 +350,9 @@ static bool stopped(const pass *p, bool polls)
         clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
         const int64_t now = (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
         if (now - job->polled_at > POLL_NS) {
+            frnn_float_mode_restore(job->callers_mode);
             if (job->polled_at && job->call->poll(job->call->poll_arg)) atomic_store(&job->stop, true);
+            frnn_float_mode_set();
             job->polled_at = now;
         }
     }
@@ -433,6 +436,7 @@ static void run_member(void *arg, size_t thread)
     const frnn_recurrent *net = job->net;
     const frnn_recurrent_call *call = job->call;
     const frnn_float_mode mode = frnn_float_mode_set();
+    if (thread == 0) job->callers_mode = mode;
     group *g = &job->groups[thread / job->plan.members];
     const sequence x = {(float *)call->x, call->x_batch_stride, call->x_time_stride};
     const sequence y = {call->y, call->y_batch_stride, call->y_time_stride};

@@ -274,3 +274,12 @@ def test_info():
     assert {"version", "isa", "isas", "threads", "team", "blas", "openmp"} <= set(info)
     assert info["isa"] in info["isas"]
     assert info["version"] == fastrnn.__version__
+
+
+@pytest.mark.parametrize("strange", [np.asfortranarray, lambda a: a.astype(np.float64), lambda a: a.astype(np.float16)])
+def test_weights_of_a_node_may_come_in_any_layout(strange):
+    """C takes aligned, contiguous float32; a node from a file or a user may hold anything else."""
+    weight = np.arange(12, dtype=np.float32).reshape(3, 4)
+    node = Node("dense", "dense", ("x",), ("y",), {}, {"weight": strange(weight)})
+    x = np.ones((2, 4), np.float32)
+    assert np.array_equal(fastrnn.Dense.from_node(node)(x), x @ weight.T)

@@ -240,6 +240,8 @@ def test_idle_threads_sleep():
 INTERRUPTED = (
     LAYERS
     + """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits that SIGINT is ignored
 count, hidden, directions = map(int, sys.argv[1:])
 fastrnn.set_num_threads(count)
 net, x, short = lstm(1, hidden, directions), np.zeros((1, 5_000_000, 1), np.float32), inputs(1, 40, 1)
@@ -294,7 +296,7 @@ signal.signal(signal.SIGALRM, handler)
 signal.setitimer(signal.ITIMER_REAL, 0.02)
 inside = True
 result = net(x, outputs="last")
-inside = False
+signal.signal(signal.SIGALRM, signal.SIG_IGN)
 assert len(calls) > 1, "no signal came during the call"
 assert all(calls), "a call made by a signal handler went wrong"
 assert bits(result) == expected, "the call that the signal came into went wrong"

@@ -21,7 +21,7 @@ static inline reduced_exp v_reduce_exp(vf x)
     q = v_fma(q, r, v_set(0x1.55545ep-5f));
     q = v_fma(q, r, v_set(0x1.55548ep-3f));
     q = v_fma(q, r, v_set(0.5f));
-    return (reduced_exp){.scale = (vf)(((vi)shifted << 23) + 0x3f800000), .excess = v_fma(r * r, q, r)};
+    return (reduced_exp){.scale = (vf)(((vu)shifted << 23) + 0x3f800000u), .excess = v_fma(r * r, q, r)};
 }
 
 /* sigmoid(x) and tanh(x) are quotients.  The cells multiply them before dividing, as a division costs as much as ten

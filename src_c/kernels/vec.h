@@ -25,6 +25,7 @@
 
 typedef float vf __attribute__((vector_size(VLEN * 4)));
 typedef int32_t vi __attribute__((vector_size(VLEN * 4)));
+typedef uint32_t vu __attribute__((vector_size(VLEN * 4))); /* where arithmetic wraps */
 #if defined(__AVX512F__)
 typedef __mmask16 vmask;
 #else
