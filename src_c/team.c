@@ -93,7 +93,7 @@ void frnn_team_release(size_t members)
 
 void frnn_pause(unsigned turn)
 {
-    enum { TURNS_BEFORE_YIELD = 4000 };
+    enum { TURNS_BEFORE_YIELD = 128 }; /* a few microseconds: who is waited for may need this very processor */
     if (turn >= TURNS_BEFORE_YIELD || (turn > 0 && atomic_load_explicit(&crowded, memory_order_relaxed)))
         sched_yield();
     else {

@@ -4,6 +4,7 @@
  * A job is announced in one word, a counter and the number of members, so that a worker always sees both together. */
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <time.h>
@@ -18,6 +19,7 @@ static struct {
     _Atomic uint32_t pending, sleepers;
     frnn_task task;
     void *arg;
+    int callers_cpu;
     size_t workers;
     pthread_mutex_t mutex;
     pthread_cond_t wake;
@@ -50,6 +52,18 @@ static uint32_t wait_for_job(uint32_t seen)
     return job;
 }
 
+/* The scheduler likes to wake a thread where its waker runs, and takes milliseconds to part them again.  A worker
+ * that finds itself there moves to another processor that it may use, and may afterwards run anywhere as before. */
+static void leave_cpu(int cpu)
+{
+    cpu_set_t allowed, others;
+    if (cpu < 0 || sched_getcpu() != cpu || sched_getaffinity(0, sizeof allowed, &allowed)) return;
+    others = allowed;
+    CPU_CLR((size_t)cpu, &others);
+    if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others)) return;
+    sched_setaffinity(0, sizeof allowed, &allowed);
+}
+
 static void *work(void *packed)
 {
     size_t member = (uintptr_t)packed & ((1 << MEMBER_BITS) - 1);
@@ -57,6 +71,7 @@ static void *work(void *packed)
     for (;;) {
         seen = wait_for_job(seen);
         if (member >= (seen & ((1 << MEMBER_BITS) - 1))) continue;
+        leave_cpu(team.callers_cpu);
         team.task(team.arg, member);
         atomic_fetch_sub_explicit(&team.pending, 1, memory_order_release);
     }
@@ -91,6 +106,7 @@ static void run(size_t members, frnn_task task, void *arg)
 {
     team.task = task;
     team.arg = arg;
+    team.callers_cpu = sched_getcpu();
     atomic_store_explicit(&team.pending, (uint32_t)members - 1, memory_order_relaxed);
     uint32_t counter = (atomic_load_explicit(&team.job, memory_order_relaxed) >> MEMBER_BITS) + 1;
     atomic_store(&team.job, counter << MEMBER_BITS | (uint32_t)members);
