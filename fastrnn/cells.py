@@ -130,7 +130,25 @@ class LSTM(Recurrent):
         return {key: self.node.attr(key) for key in ("cell_clip", "proj_clip", "coupled_input_forget")}
 
 
-class GRU(Recurrent):
+class _Plain(Recurrent):
+    """What GRU and RNN are made from: no projection, no peepholes."""
+
+    def __init__(
+        self,
+        weight_ih: Any,
+        weight_hh: Any,
+        bias_ih: Any = None,
+        bias_hh: Any = None,
+        *,
+        name: str | None = None,
+        backend: str | None = None,
+        **options: Any,
+    ):
+        weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
+        super().__init__(_recurrent_node(self.op, name or self.op, weights, options), backend)
+
+
+class GRU(_Plain):
     """Gated recurrent unit (Cho et al. 2014).
 
     Computes, for each time step,
@@ -154,20 +172,6 @@ class GRU(Recurrent):
 
     op = "gru"
     gates = len(GATES["gru"])
-
-    def __init__(
-        self,
-        weight_ih: Any,
-        weight_hh: Any,
-        bias_ih: Any = None,
-        bias_hh: Any = None,
-        *,
-        name: str = "gru",
-        backend: str | None = None,
-        **options: Any,
-    ):
-        weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
-        super().__init__(_recurrent_node("gru", name, weights, options), backend)
 
     def _activations(self) -> tuple[Any, Any, Any]:
         return self.node.attr("gate_activation"), self.node.attr("cell_activation"), "linear"
@@ -194,7 +198,7 @@ class GRU(Recurrent):
         return negated
 
 
-class RNN(Recurrent):
+class RNN(_Plain):
     """Simple recurrent network (Elman 1990): ``h = tanh(weight_ih @ x + bias_ih + weight_hh @ h + bias_hh)``.
 
     Parameters
@@ -208,20 +212,6 @@ class RNN(Recurrent):
 
     op = "rnn"
     gates = len(GATES["rnn"])
-
-    def __init__(
-        self,
-        weight_ih: Any,
-        weight_hh: Any,
-        bias_ih: Any = None,
-        bias_hh: Any = None,
-        *,
-        name: str = "rnn",
-        backend: str | None = None,
-        **options: Any,
-    ):
-        weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
-        super().__init__(_recurrent_node("rnn", name, weights, options), backend)
 
     def _activations(self) -> tuple[Any, Any, Any]:
         return "linear", self.node.attr("activation"), "linear"

@@ -17,8 +17,6 @@ from fastrnn.spec import ModelSpec, Node, Tensor, weight_suffixes
 module = importlib.import_module("fastrnn.verify")  # the name fastrnn.verify may be the function
 verify = module.verify
 
-needs_engine = pytest.mark.skipif(not hasattr(fastrnn, "from_torch"), reason="the engine is not built")
-
 
 class Rounded:
     """A model that computes the reference in float32; ``wrong`` maps a layer to what it does to its outputs."""
@@ -182,7 +180,6 @@ def sequential(torch):
     return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Dropout(0.5), nn.LSTM(8, 16, 2, batch_first=True))
 
 
-@needs_engine
 @pytest.mark.parametrize("seed", range(3))
 def test_engine_against_the_reference(seed):
     torch = pytest.importorskip("torch")
@@ -191,7 +188,6 @@ def test_engine_against_the_reference(seed):
     assert report.max_abs < 2e-6
 
 
-@needs_engine
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
 def test_engine_against_torch(cell, batch_first):
@@ -207,7 +203,6 @@ def test_engine_against_torch(cell, batch_first):
     assert not fastrnn.verify(layer, live).ok
 
 
-@needs_engine
 def test_engine_against_a_torch_model_layer_by_layer():
     torch = pytest.importorskip("torch")
     live = sequential(torch).train()
@@ -224,7 +219,6 @@ def test_engine_against_a_torch_model_layer_by_layer():
     assert not report.ok
 
 
-@needs_engine
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_engine_against_a_keras_model_layer_by_layer():
     pytest.importorskip("torch")
