@@ -24,7 +24,7 @@ AnyLayer = TypeVar("AnyLayer", bound="Layer")
 
 def make_node(op: str, name: str, weights: dict[str, Any], attrs: dict[str, Any]) -> Node:
     """A stand-alone node: tensors named as ``OPS`` names them, absent weights and default attributes left out."""
-    arrays = {key: as_float32(value, key) for key, value in weights.items() if value is not None}
+    arrays = {key: value for key, value in weights.items() if value is not None}
     given = {key: value for key, value in attrs.items() if value != OPS[op].attrs[key]}
     plain = [tuple(n.rstrip("?") for n in names) for names in (OPS[op].inputs, OPS[op].outputs)]
     return Node(op, name, plain[0], plain[1], given, arrays)

@@ -63,7 +63,7 @@ class Model:
         for layer in self.layers.values():
             layer.threads = threads
         self._steps = [(self.layers[node.name], node) for node in spec.nodes]
-        first = next(iter(self.layers.values()))
+        first = next(iter(self.layers.values()), None)  # a graph may have nothing to run
         alone = len(spec.nodes) == 1 and spec.nested_state
         self._bare = first if alone and isinstance(first, Recurrent) else None
         self._optional = {
@@ -113,9 +113,9 @@ class Model:
 
     def trace(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Run by names and return every tensor of the graph."""
-        return {name: value for name, value in self._run(feeds, keep=True).items() if value is not None}
+        return {name: value for name, value in self._run(feeds).items() if value is not None}
 
-    def _run(self, feeds: Mapping[str, Any], keep: bool = False) -> dict[str, Any]:
+    def _run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         names = {t.name for t in self.inputs}
         wrong = sorted(set(feeds) - names)
         missing = sorted(names - set(feeds) - self._optional)

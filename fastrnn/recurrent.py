@@ -202,7 +202,7 @@ class Recurrent(Layer):
         if self._plain and type(x) is np.ndarray and lengths is None and mask is None and outputs is None:
             place = self._new_out(x) if out is None else out
             if place is not None and self._handle.forward_exact(
-                x, state, place, self.batch_first, self._features, self.threads or runtime.get_num_threads()
+                x, state, place, self.batch_first, self._features, self._threads()
             ):
                 return place
         if isinstance(x, (list, tuple)) and (not x or np.ndim(x[0]) == 2):
@@ -242,7 +242,7 @@ class Recurrent(Layer):
             times,
             padding,
             flips,
-            self.threads or runtime.get_num_threads(),
+            self._threads(),
         )
         if ragged_reverse and y is not None:
             for row, length in zip(y if self.batch_first else y.swapaxes(0, 1), lengths):
@@ -401,10 +401,10 @@ class Recurrent(Layer):
         x, *rest = inputs
         states = rest[: 2 if self.has_c else 1]
         mask = rest[len(states)] if len(rest) > len(states) else None
-        y, state = self(x, self._graph_state(states, x), mask=mask)
+        y, state = self(x, self._graph_state(states), mask=mask)
         return (y, *state) if self.has_c else (y, state)
 
-    def _graph_state(self, states: Sequence[Any], x: Any) -> State:
+    def _graph_state(self, states: Sequence[Any]) -> State:
         """State from graph tensors: (batch, size) stands for one layer of one direction; a missing part is zeros."""
         if all(s is None for s in states):
             return None
