@@ -9,6 +9,7 @@ from tolerances import RECURRENT, SOFTMAX
 
 import fastrnn
 from fastrnn import reference
+from fastrnn.spec import ModelSpec, Tensor
 
 
 def tagger(backend: str | None = None) -> fastrnn.Model:
@@ -160,3 +161,9 @@ def test_threads_of_a_model():
     (layer,) = model.layers.values()
     assert layer.explain(16, 20)["threads"] == 3
     assert_bits(flat(model(case.x)), flat(case.layer()(case.x)), "three threads and one")
+
+
+def test_a_graph_without_layers_gives_its_input_back():
+    """Such is a file whose only layers do nothing at inference, as Dropout."""
+    model = fastrnn.Model(ModelSpec([], [Tensor("x", None)], [Tensor("x", None)]))
+    assert model([[1.0, 2.0]]).tolist() == [[1.0, 2.0]]
