@@ -7,6 +7,7 @@ sets and backends, and an assertion that names a case says how to make it again.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -25,7 +26,12 @@ CLASSES = {"lstm": fastrnn.LSTM, "gru": fastrnn.GRU, "rnn": fastrnn.RNN}
 CELLS = {"lstm": fastrnn.LSTMCell, "gru": fastrnn.GRUCell, "rnn": fastrnn.RNNCell}
 SIZES = (1, 2, 7, 9, 15, 16, 17, 33, 100)  # one, odd, and both sides of every vector length
 SUM_BLOCKS = (130, 257)  # dot products of two and three blocks of 128
-MERGES = ("concat", "sum", "mul", "ave")
+MERGES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "concat": lambda a, b: np.concatenate([a, b], -1),
+    "sum": np.add,
+    "mul": np.multiply,
+    "ave": lambda a, b: (a + b) * np.float32(0.5),
+}
 DIRECTIONS = ("forward", "reverse", *(f"bidirectional {merge}" for merge in MERGES))
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -156,8 +162,10 @@ class Case:
         return (h, self._normal(3, count, self.batch, self.hidden_size)) if self.op == "lstm" else h
 
     def cell(self, backend: str | None = "packed") -> Any:
-        """The cell of the same weights, for a case of one layer without options."""
-        return CELLS[self.op](**{name[:-3]: array for name, array in self.node.weights.items()}, backend=backend)
+        """The cell of the same weights, for a case of one layer in one direction."""
+        options = {key: value for key, value in self.options if key != "num_layers"}
+        weights = {name[:-3]: array for name, array in self.node.weights.items()}
+        return CELLS[self.op](**weights, **options, backend=backend)
 
     def _normal(self, stream: int, *shape: int) -> np.ndarray:
         return np.random.default_rng([self.seed, stream]).standard_normal(shape, np.float32)
@@ -206,9 +214,11 @@ def error(ours: np.ndarray, want: np.ndarray) -> float:
 
 
 def assert_bits(ours: list[np.ndarray], want: list[np.ndarray], note: Any) -> None:
-    """The same numbers exactly; NaN equals NaN."""
+    """The same bits, so that -0 is not 0; but NaN equals NaN."""
     for k, (a, b) in enumerate(zip(ours, want, strict=True)):
-        assert np.array_equal(a, b, equal_nan=True), f"array {k} of {len(ours)} differs: {note}"
+        assert a.shape == b.shape, f"array {k} of {len(ours)} has shape {a.shape}, expected {b.shape}: {note}"
+        same = (a.view(np.uint32) == b.view(np.uint32)) | (np.isnan(a) & np.isnan(b))
+        assert same.all(), f"array {k} of {len(ours)} differs at {np.argwhere(~same)[:3].tolist()}: {note}"
 
 
 # Arrays of unusual form.
@@ -218,7 +228,7 @@ def misaligned(x: np.ndarray) -> np.ndarray:
     """The same numbers at an address that is no multiple of four."""
     view = np.frombuffer(bytearray(x.nbytes + 1), np.float32, x.size, 1).reshape(x.shape)
     view[...] = x
-    assert not view.flags.aligned
+    assert not view.size or not view.flags.aligned
     return view
 
 

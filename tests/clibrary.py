@@ -1,4 +1,4 @@
-"""The C library without Python: compiled with the flags of setup.py, linked with tests/c/bits.c.
+"""The C library without Python: compiled with the flags of setup.py, linked with a program of tests/c.
 
 Objects are kept in build/c by the contents of everything that they are made from.
 """
@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "src_c"
-PROGRAM = ROOT / "tests" / "c" / "bits.c"
+PROGRAMS = ROOT / "tests" / "c"
 CACHE = ROOT / "build" / "c"
 
 
@@ -49,7 +50,8 @@ def find(tool: str) -> str:
 @functools.cache
 def _headers(compiler: str) -> bytes:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    return version + b"".join(path.read_bytes() for path in sorted(SOURCES.rglob("*.h")))
+    headers = sorted([*SOURCES.rglob("*.h"), *PROGRAMS.glob("*.h")])
+    return version + b"".join(path.read_bytes() for path in headers)
 
 
 def compiled(compiler: str, source: Path, *flags: str) -> Path:
@@ -70,16 +72,22 @@ def kernel_object(compiler: str, isa: str, *flags: str, machine: str = platform.
     return compiled(compiler, SOURCES / "kernels" / f"kernels_{isa}.c", *isa_flags(machine)[isa], "-O0", *flags)
 
 
-def program(folder: Path, compiler: str, isa: str, *flags: str, machine: str = platform.machine()) -> Path:
-    """bits.c and the library in one file; ``flags`` are for all but the kernels of other sets than ``isa``."""
+def program(
+    folder: Path,
+    compiler: str,
+    isas: Container[str],
+    *flags: str,
+    name: str = "bits",
+    machine: str = platform.machine(),
+) -> Path:
+    """A program of tests/c with the library in it; ``flags`` are for all but the kernels of sets not in ``isas``."""
     link = [flag for flag in flags if flag.startswith(("-f", "-static"))]
+    sources = (*sorted(SOURCES.glob("*.c")), PROGRAMS / f"{name}.c")
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        jobs = [
-            pool.submit(compiled, compiler, source, "-O0", *flags) for source in (*sorted(SOURCES.glob("*.c")), PROGRAM)
-        ]
-        for name in isa_flags(machine):
-            jobs.append(pool.submit(kernel_object, compiler, name, *(flags if name == isa else ()), machine=machine))
+        jobs = [pool.submit(compiled, compiler, source, "-O0", *flags) for source in sources]
+        for isa in isa_flags(machine):
+            jobs.append(pool.submit(kernel_object, compiler, isa, *(flags if isa in isas else ()), machine=machine))
         objects = [str(job.result()) for job in jobs]
-    target = folder / "bits"
+    target = folder / name
     subprocess.run([compiler, *link, *objects, "-lm", "-pthread", "-o", str(target)], check=True)
     return target

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+import bits_sweep
 import numpy as np
 import pytest
 from cases import FMA_ISAS, ISAS, VARIANTS, Case, assert_bits, cases, flat, parts, state_of, take
@@ -223,6 +224,14 @@ def test_results_written_to_given_arrays(case, isa, team):
         y, state = layer(case.x, case.initial, out=(given_arrays[0], state_of(case, given_arrays[1:])))
         assert all(a is b or a.base is b for a, b in zip(flat((y, state)), given_arrays, strict=True))
         assert_bits(given_arrays, want, f"{case} on {isa}")
+
+
+def test_random_layers_called_in_random_ways():
+    seen = bits_sweep.run(3000, seed=0)
+    wanted = [f"split {split}" for split in ("none", "batch", "directions", "hidden")]
+    wanted += [f"isa {isa}" for isa in ISAS] + [f"team {team}" for team in fastrnn.info()["teams"]]
+    wanted += [f"by {by}" for by in ("layer", "cell", "last argument", "last layer")]
+    assert min(seen[kind] for kind in wanted) >= 30, seen
 
 
 # Layers without time

@@ -8,10 +8,11 @@ import os
 import subprocess
 
 import pytest
+import ulp_sweep
 from clibrary import find, isa_flags, program
+from ulp_sweep import ELEMENTWISE, measure
 
-# Where flushing to zero comes before rounding, or after it, is printed as 0 by bits.c.
-WHAT = ("layers", "functions")
+WHAT = ("layers", "calls", "rows")
 TUNED = next((name for name in isa_flags() if name != "generic"), "generic")
 """Instrumented by the sanitizers; one table stands for all, as all are made from the same source."""
 
@@ -28,14 +29,15 @@ def output(*command, env=None, timeout=300):
 
 @pytest.fixture(scope="module")
 def native(tmp_path_factory):
-    return program(tmp_path_factory.mktemp("native"), find("gcc"), TUNED)
+    return program(tmp_path_factory.mktemp("native"), find("gcc"), (TUNED,))
 
 
 @pytest.fixture(scope="module")
-def arm(tmp_path_factory):
-    """A command that runs the program on ARM."""
+def on_arm(tmp_path_factory):
+    """The command that runs a program on ARM, by its name."""
     emulator, compiler = find("qemu-aarch64"), find("aarch64-linux-gnu-gcc")
-    return emulator, program(tmp_path_factory.mktemp("arm"), compiler, "neon", "-O3", "-static", machine="aarch64")
+    folder, flags = tmp_path_factory.mktemp("arm"), ("-O3", "-static")
+    return lambda name: (emulator, program(folder, compiler, ("neon",), *flags, name=name, machine="aarch64"))
 
 
 def assert_same_lines(ours, theirs, names):
@@ -59,13 +61,21 @@ def test_all_instruction_sets_of_this_machine_give_the_same_bits(native, what):
 
 
 @pytest.mark.parametrize("what", WHAT)
-def test_neon_gives_the_same_bits(native, arm, what):
+def test_neon_gives_the_same_bits(native, on_arm, what):
     tuned = [name for name in output(native, "isas").split() if name != "generic"]
     if not tuned:
         pytest.skip("this machine has no tuned kernels to compare with")
     ours = output(native, what, tuned[0]).splitlines()
-    assert len(ours) > 40
-    assert_same_lines(ours, output(*arm, what, "neon").splitlines(), (tuned[0], "neon"))
+    assert len(ours) > 20
+    assert_same_lines(ours, output(*on_arm("bits"), what, "neon").splitlines(), (tuned[0], "neon"))
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_neon_gives_the_same_bits_of_activations(on_arm, tmp_path, name):
+    ours, theirs = (measure(command, name, 65537) for command in (ulp_sweep.native(tmp_path), on_arm("ulp")))
+    for isa, worst in theirs.items():
+        worst.assert_within_bounds(name, isa)
+    assert {worst.checksum for isa, worst in ours.items() if isa != "generic"} <= {theirs["neon"].checksum}
 
 
 def test_every_case_is_a_real_one(native):
@@ -76,8 +86,9 @@ def test_every_case_is_a_real_one(native):
     assert len(lines) > 200
     assert all(values)
     assert sum(len(v) for v in values) > 50_000
-    generic = output(native, "functions", "generic").splitlines()
-    assert name == "generic" or generic != output(native, "functions", name).splitlines(), "hashes see no difference"
+    for what in ("calls", "rows"):
+        generic = output(native, what, "generic").splitlines()
+        assert name == "generic" or generic != output(native, what, name).splitlines(), "hashes see no difference"
 
 
 def runs_here(native):
@@ -86,18 +97,20 @@ def runs_here(native):
 
 
 def test_undefined_behaviour(native, tmp_path):
-    """AddressSanitizer and UndefinedBehaviorSanitizer over everything that bits.c does."""
+    """AddressSanitizer and UndefinedBehaviorSanitizer over everything that the programs do."""
     runs_here(native)
     flags = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
-    bits = program(tmp_path, find("gcc"), TUNED, *flags)
+    bits, ulp = (program(tmp_path, find("gcc"), (TUNED,), *flags, name=name) for name in ("bits", "ulp"))
     for what in (*WHAT, "threads"):
         output(bits, what, TUNED, env={"UBSAN_OPTIONS": "print_stacktrace=1"})
+    for name in ELEMENTWISE:
+        measure([ulp], name, 1 << 17)
 
 
 def test_data_races(native, tmp_path):
     """ThreadSanitizer over every split, several callers at once and calls that are stopped (POSIX threads)."""
     runs_here(native)
-    bits = program(tmp_path, find("gcc"), TUNED, "-O1", "-g", "-fsanitize=thread")
+    bits = program(tmp_path, find("gcc"), (TUNED,), "-O1", "-g", "-fsanitize=thread")
     fixed = subprocess.run([find("setarch"), "-R", "true"], capture_output=True).returncode == 0
     unrandomised = [find("setarch"), "-R"] if fixed else []  # its shadow memory does not bear every layout
     output(*unrandomised, bits, "threads", TUNED)

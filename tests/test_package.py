@@ -85,7 +85,7 @@ def test_the_source_archive_has_what_a_build_and_a_test_need(sdist):
         if path.suffix in (".py", ".pyx", ".pyi")
     ]
     wanted += ["fastrnn/_c_api.pxd", "fastrnn/py.typed", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
-    wanted += ["tests/conftest.py", "tests/test_package.py", "tests/c/bits.c"]
+    wanted += ["tests/conftest.py", "tests/test_package.py", "tests/c/bits.c", "tests/c/bits.h"]
     assert sorted(set(wanted) - names) == []
     assert [name for name in names if name.endswith((".so", ".o", ".a", ".pyc"))] == []
     assert [name for name in names if name in ("fastrnn/_core.c", "fastrnn/_blas.c")] == [], "generated sources"

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cases import DIRECTIONS, ISAS, VARIANTS, Case, assert_bits, assert_close, cases, flat, parts, state_of
+from cases import DIRECTIONS, ISAS, MERGES, VARIANTS, Case, assert_bits, assert_close, cases, flat, parts, state_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import RECURRENT_LONG
@@ -66,12 +66,8 @@ def test_bidirectional_is_two_layers_merged(case, isa):
     fastrnn.set_isa(isa)
     states = [[part[[k]] for part in parts(case.initial)] for k in range(2)]
     forward, backward = (flat(single(case, 0, k, reverse=k == 1)(case.x, state_of(case, states[k]))) for k in range(2))
-    merge = {
-        "concat": lambda a, b: np.concatenate([a, b], -1), "sum": np.add, "mul": np.multiply,
-        "ave": lambda a, b: (a + b) * np.float32(0.5),
-    }[case.node.attr("merge")]  # fmt: skip
     want = [
-        merge(forward[0], backward[0]),
+        MERGES[case.node.attr("merge")](forward[0], backward[0]),
         *(np.concatenate(pair) for pair in zip(forward[1:], backward[1:], strict=True)),
     ]
     assert_bits(run(case, isa), want, f"{case} on {isa}")

@@ -2,26 +2,17 @@
  *
  *     bits isas            names of the instruction sets, best first
  *     bits layers ISA      a line for each call: its results in hexadecimal
- *     bits functions ISA   a line for each function: hashes of its results over the range of float
+ *     bits calls ISA       a line for each of many random calls of random layers: hashes of its results, which must be those
+ *                          of other ways to make the same call
+ *     bits rows ISA        a line for each length of rows: hashes of the results of dense layers and functions of rows
  *     bits threads ISA     every split on two threads against one thread, several callers, calls that are stopped
  *
- * Exit code 1: threads changed a result.  2: wrong usage, or no such instruction set.
- * Magnitudes up to FLT_MIN print as 0 (ARM flushes before it rounds, x86 after), and all NaN alike. */
-#include <float.h>
+ * Exit code 1: the way to call changed a result.  2: wrong usage, or no such instruction set. */
 #include <inttypes.h>
-#include <math.h>
 #include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
+#include "bits.h"
 #include "fastrnn.h"
-
-static void fail(const char *message, const char *what)
-{
-    fprintf(stderr, "bits: %s %s\n", message, what);
-    exit(2);
-}
 
 /* ---- Numbers ---- */
 
@@ -48,19 +39,17 @@ static float *random_floats(size_t n, float scale)
     return floats;
 }
 
-static uint32_t canonical_bits(float x)
-{
-    uint32_t bits;
-    if (isnan(x)) return 0x7fc00000;
-    if (fabsf(x) <= FLT_MIN) return 0;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
 static void print_floats(const char *name, const float *x, size_t n)
 {
     printf(" %s", name);
     for (size_t k = 0; k < n; k++) printf(" %" PRIx32, canonical_bits(x[k]));
+}
+
+static void print_hash(const float *x, size_t n)
+{
+    uint64_t hash = 14695981039346656037u; /* FNV-1a */
+    for (size_t k = 0; k < n; k++) hash = (hash ^ canonical_bits(x[k])) * 1099511628211u;
+    printf(" %" PRIx64, hash);
 }
 
 /* ---- Layers ---- */
@@ -88,7 +77,7 @@ static const variant variants[] = {
     {"rnn", FRNN_RNN, 1, 1, 1, .reverse = false},
     {"rnn other activations", FRNN_RNN, 1, 2, 2, .other_activations = true, .clips = true},
 };
-enum { VARIANTS = sizeof variants / sizeof *variants, MAX_STACK = 4 };
+enum { VARIANTS = sizeof variants / sizeof *variants, MAX_STACK = 6 };
 
 static frnn_recurrent *create(const variant *v, size_t input_size, size_t hidden_size)
 {
@@ -213,57 +202,154 @@ static void print_layers(void)
         }
 }
 
-/* ---- Functions ---- */
+/* ---- Random calls of random layers ---- */
 
-static void print_hash(const float *x, size_t n)
+static size_t next_below(size_t limit)
 {
-    uint64_t hash = 14695981039346656037u; /* FNV-1a */
-    for (size_t k = 0; k < n; k++) hash = (hash ^ canonical_bits(x[k])) * 1099511628211u;
-    printf(" %" PRIx64, hash);
+    seed = seed * 1664525u + 1013904223u;
+    return (seed >> 8) % limit;
 }
 
-static void print_functions(void)
+static bool one_in(size_t n) { return next_below(n) == 0; }
+
+static variant random_variant(void)
 {
-    static const struct {
-        const char *name;
-        frnn_activation activation;
-    } functions[] = {
-        {"sigmoid", {FRNN_SIGMOID, 0, 0}},
-        {"tanh", {FRNN_TANH, 0, 0}},
-        {"exp", {FRNN_EXP, 0, 0}},
-        {"hard_sigmoid", {FRNN_HARD_SIGMOID, 0.2f, 0.5f}},
-        {"affine", {FRNN_AFFINE, 1.7f, 0.3f}},
-        {"leaky_relu", {FRNN_LEAKY_RELU, 0.01f, 0}},
-        {"thresholded_relu", {FRNN_THRESHOLDED_RELU, 0.5f, 0}},
-        {"scaled_tanh", {FRNN_SCALED_TANH, 1.7f, 0.6f}},
-        {"elu", {FRNN_ELU, 1.3f, 0}},
-        {"softsign", {FRNN_SOFTSIGN, 0, 0}},
-        {"softplus", {FRNN_SOFTPLUS, 0, 0}},
-        {"selu", {FRNN_SELU, 1.67f, 1.05f}},
-        {"silu", {FRNN_SILU, 0, 0}},
-        {"gelu", {FRNN_GELU, 0, 0}},
-        {"gelu_tanh", {FRNN_GELU_TANH, 0, 0}},
-        {"mish", {FRNN_MISH, 0, 0}},
-        {"relu6", {FRNN_RELU6, 0, 0}},
-        {"hard_swish", {FRNN_HARD_SWISH, 0, 0}},
-        {"log_sigmoid", {FRNN_LOG_SIGMOID, 0, 0}},
-    };
-    enum { BLOCK = 1001, STEP = 20011 }; /* odd, so that vectors end anywhere and all last bits are met */
-    static float x[BLOCK], y[BLOCK];
-    const frnn_kernels *kernels = frnn_kernels_selected();
-    for (size_t f = 0; f < sizeof functions / sizeof *functions; f++) {
-        printf("%s:", functions[f].name);
-        for (uint64_t next = 0; next < (uint64_t)1 << 32;) {
-            size_t n = 0;
-            for (; n < BLOCK && next < (uint64_t)1 << 32; next += STEP) {
-                const uint32_t bits = (uint32_t)next;
-                memcpy(&x[n++], &bits, sizeof bits);
-            }
-            frnn_activate(kernels, functions[f].activation, n, x, y);
-            print_hash(y, n);
-        }
-        printf("\n");
+    static const size_t gates[] = {[FRNN_LSTM] = 4, [FRNN_GRU] = 3, [FRNN_RNN] = 1};
+    variant v = {.name = "random", .cell = (frnn_cell_kind)next_below(3)};
+    v.gates = gates[v.cell];
+    v.layers = 1 + next_below(3);
+    v.directions = one_in(3) ? 2 : 1;
+    v.merge = (frnn_merge)next_below(4);
+    v.reverse = v.directions == 1 && one_in(4);
+    v.projection = v.cell == FRNN_LSTM && one_in(3);
+    v.peephole = v.cell == FRNN_LSTM && one_in(3);
+    v.coupled = v.cell == FRNN_LSTM && one_in(4);
+    v.clips = one_in(4);
+    v.reset_before = v.cell == FRNN_GRU && one_in(2);
+    v.other_activations = one_in(4);
+    return v;
+}
+
+/* Of one layer's states in one direction. */
+static float *state_row(float *states, size_t size, const example *e, size_t layer, size_t row)
+{
+    const size_t rows = e->v->layers * e->v->directions * e->call.batch;
+    return states + (layer * e->call.batch + row) * (size / rows);
+}
+
+static size_t state_bytes(size_t size, const example *e)
+{
+    return size / (e->v->layers * e->v->directions * e->call.batch) * sizeof(float);
+}
+
+static void copy_row(const example *from, size_t a, const example *to, size_t b)
+{
+    const ptrdiff_t stride = from->call.x_batch_stride;
+    memcpy(to->x + (ptrdiff_t)b * stride, from->x + (ptrdiff_t)a * stride, (size_t)stride * sizeof(float));
+    to->lengths[b] = from->lengths[a];
+    for (size_t k = 0; k < from->v->layers * from->v->directions; k++) {
+        memcpy(state_row(to->h_0, to->h_size, to, k, b), state_row(from->h_0, from->h_size, from, k, a), state_bytes(from->h_size, from));
+        memcpy(state_row(to->c_0, to->c_size, to, k, b), state_row(from->c_0, from->c_size, from, k, a), state_bytes(from->c_size, from));
     }
+}
+
+static bool same_row(const example *one, size_t a, const example *other, size_t b)
+{
+    const frnn_recurrent_call *p = &one->call, *q = &other->call;
+    const ptrdiff_t stride = p->y_batch_stride;
+    bool agree = memcmp(p->y + (ptrdiff_t)a * stride, q->y + (ptrdiff_t)b * stride, (size_t)stride * sizeof(float)) == 0;
+    for (size_t k = 0; k < one->v->layers * one->v->directions; k++) {
+        const float *h = state_row(p->h_n, one->h_size, one, k, a), *c = state_row(p->c_n, one->c_size, one, k, a);
+        agree &= memcmp(h, state_row(q->h_n, other->h_size, other, k, b), state_bytes(one->h_size, one)) == 0;
+        agree &= one->v->cell != FRNN_LSTM || memcmp(c, state_row(q->c_n, other->c_size, other, k, b), state_bytes(one->c_size, one)) == 0;
+    }
+    return agree;
+}
+
+static bool same(const example *a, const example *b)
+{
+    return memcmp(a->call.y, b->call.y, a->y_size * sizeof(float)) == 0 &&
+           memcmp(a->call.h_n, b->call.h_n, a->h_size * sizeof(float)) == 0 &&
+           (a->v->cell != FRNN_LSTM || memcmp(a->call.c_n, b->call.c_n, a->c_size * sizeof(float)) == 0);
+}
+
+/* Run one row of a call in another batch, on several threads, where the other rows are NaN and have other lengths. */
+static bool row_agrees(const frnn_recurrent *net, const example *e, size_t input_size, size_t hidden_size, size_t batch)
+{
+    const size_t row = next_below(e->call.batch), place = next_below(batch);
+    example other = new_example(e->v, input_size, hidden_size, batch, e->call.seq_len, e->call.lengths != NULL);
+    for (size_t k = 0; k < batch * e->call.seq_len * input_size; k++) other.x[k] = NAN;
+    for (size_t k = 0; k < other.h_size; k++) other.h_0[k] = NAN;
+    for (size_t k = 0; k < other.c_size; k++) other.c_0[k] = NAN;
+    for (size_t b = 0; b < batch; b++) other.lengths[b] = (int64_t)next_below(e->call.seq_len + 1);
+    copy_row(e, row, &other, place);
+    other.call.threads = 1 + next_below(4);
+    forward(net, &other.call);
+    const bool agree = same_row(e, row, &other, place);
+    free_example(&other);
+    return agree;
+}
+
+/* Run a call again on several threads, and in two parts where time goes forward. */
+static bool parts_agree(const frnn_recurrent *net, const example *e, size_t input_size, size_t hidden_size)
+{
+    const frnn_recurrent_call *whole = &e->call;
+    example again = new_example(e->v, input_size, hidden_size, whole->batch, whole->seq_len, whole->lengths != NULL);
+    for (size_t b = 0; b < whole->batch; b++) copy_row(e, b, &again, b);
+    frnn_recurrent_call *call = &again.call;
+    call->threads = 1 + next_below(4);
+    if (e->v->directions == 1 && !e->v->reverse) {
+        const size_t cut = next_below(whole->seq_len + 1);
+        frnn_recurrent_call first = *call;
+        first.seq_len = cut;
+        for (size_t b = 0; b < whole->batch; b++) again.lengths[b] = e->lengths[b] < (int64_t)cut ? e->lengths[b] : (int64_t)cut;
+        forward(net, &first);
+        for (size_t b = 0; b < whole->batch; b++) again.lengths[b] = e->lengths[b] - again.lengths[b];
+        frnn_recurrent_call rest = *call;
+        rest.seq_len -= cut;
+        rest.x += (ptrdiff_t)cut * rest.x_time_stride;
+        rest.y += (ptrdiff_t)cut * rest.y_time_stride;
+        rest.h_0 = rest.h_n, rest.c_0 = rest.c_n;
+        forward(net, &rest);
+    } else
+        forward(net, call);
+    const bool agree = same(e, &again);
+    free_example(&again);
+    return agree;
+}
+
+static bool print_calls(void)
+{
+    enum { CALLS = 100 };
+    bool agree = true;
+    for (uint32_t k = 0; k < CALLS; k++) {
+        seed = k;
+        const variant v = random_variant();
+        const bool large = k % 4 == 0, ragged = one_in(2); /* large: many tiles, several blocks of 128 */
+        const size_t input_size = 1 + next_below(large ? 300 : 60), hidden_size = 1 + next_below(large ? 200 : 60);
+        const size_t batch = 1 + next_below(40), seq_len = next_below(large ? 5 : 31);
+        frnn_recurrent *net = create(&v, input_size, hidden_size);
+        example e = new_example(&v, input_size, hidden_size, batch, seq_len, ragged);
+        forward(net, &e.call);
+        printf("call %" PRIu32 ", input %zu, hidden %zu, batch %zu, steps %zu:", k, input_size, hidden_size, batch, seq_len);
+        print_hash(e.call.y, e.y_size), print_hash(e.call.h_n, e.h_size), print_hash(e.call.c_n, e.c_size);
+        printf("\n");
+        if (!row_agrees(net, &e, input_size, hidden_size, 1) || !row_agrees(net, &e, input_size, hidden_size, 1 + next_below(40)) ||
+            !parts_agree(net, &e, input_size, hidden_size)) {
+            fprintf(stderr, "bits: another way to make call %" PRIu32 " has other results\n", k);
+            agree = false;
+        }
+        free_example(&e);
+        frnn_recurrent_free(net);
+    }
+    return agree;
+}
+
+/* ---- Rows ---- */
+
+static void print_rows(void)
+{
+    const frnn_kernels *kernels = frnn_kernels_selected();
     for (size_t n = 1; n < 70; n += 3) {
         float *rows = random_floats(5 * n, 20.0f), *weight = random_floats(n, 1.0f), *bias = random_floats(n, 1.0f),
               *out = new_floats(5 * n);
@@ -302,13 +388,6 @@ static void *call_twice(void *packed)
     const caller *c = packed;
     for (int turn = 0; turn < 2; turn++) forward(c->net, &c->e.call);
     return NULL;
-}
-
-static bool same(const example *a, const example *b)
-{
-    return memcmp(a->call.y, b->call.y, a->y_size * sizeof(float)) == 0 &&
-           memcmp(a->call.h_n, b->call.h_n, a->h_size * sizeof(float)) == 0 &&
-           (a->v->cell != FRNN_LSTM || memcmp(a->call.c_n, b->call.c_n, a->c_size * sizeof(float)) == 0);
 }
 
 /* Three callers at once, of whom one gets the team, must all have what one thread gives. */
@@ -366,13 +445,14 @@ int main(int argc, char **argv)
         for (size_t k = 0; k < frnn_isa_count(); k++) printf("%s\n", frnn_isa_name(k));
         return 0;
     }
-    if (argc != 3) fail("usage:", "bits isas | bits layers|functions|threads ISA");
+    if (argc != 3) fail("usage:", "bits isas | bits layers|calls|rows|threads ISA");
     if (frnn_set_isa(argv[2]) != FRNN_OK) fail("no instruction set", argv[2]);
     if (strcmp(what, "threads") == 0) return threads_agree() ? 0 : 1;
+    if (strcmp(what, "calls") == 0) return print_calls() ? 0 : 1;
     if (strcmp(what, "layers") == 0)
         print_layers();
-    else if (strcmp(what, "functions") == 0)
-        print_functions();
+    else if (strcmp(what, "rows") == 0)
+        print_rows();
     else
         fail("cannot do", what);
     return 0;
