@@ -5,6 +5,8 @@
 #include "kernels.h"
 #include "vec.h"
 
+#define INLINE static inline __attribute__((always_inline))
+
 #include "math_body.h"
 #include "rows_body.h"
 

@@ -5,23 +5,25 @@
  * NaN propagates because bounds are applied as v_max(BOUND, x), which returns x where the comparison fails. */
 
 typedef struct {
-    vf scale;  /* 2^n */
-    vf excess; /* e^r - 1 */
+    vf scale;  /* |factor| 2^n */
+    vf excess; /* (e^r - 1) / factor */
 } reduced_exp;
 
-/* x in [-87.3, 88.3], or NaN. */
-static inline reduced_exp v_reduce_exp(vf x)
+/* e^(factor y), where factor is -1, 1 or 2 and factor y is in [-87.3, 88.8] or NaN.  Everything is divided by the
+ * factor, which rounds nothing and costs nothing, as only constants change. */
+INLINE reduced_exp v_reduce_exp(vf y, const float factor)
 {
-    const vf log2_e = v_set(0x1.715476p+0f), magic = v_set(0x1.8p+23f);        /* adding magic rounds to an integer in the low bits */
-    const vf ln2_high = v_set(0x1.62e4p-1f), ln2_low = v_set(0x1.7f7d1cp-20f); /* n * ln2_high is exact even without FMA */
-    vf shifted = v_fma(x, log2_e, magic);
+    /* Adding `magic` rounds to an integer in the low bits, where it is the exponent of the scale. */
+    const vf magic = v_set(factor == 2 ? 0x1.8p+23f + 128 : 0x1.8p+23f + 127);
+    vf shifted = v_fma(y, v_set(factor * 0x1.715476p+0f), magic); /* log2(e) */
     vf n = shifted - magic;
-    vf r = v_fma(-n, ln2_low, v_fma(-n, ln2_high, x));
-    vf q = v_fma(v_set(0x1.6db42ap-10f), r, v_set(0x1.123b56p-7f));
-    q = v_fma(q, r, v_set(0x1.55545ep-5f));
-    q = v_fma(q, r, v_set(0x1.55548ep-3f));
-    q = v_fma(q, r, v_set(0.5f));
-    return (reduced_exp){.scale = (vf)(((vu)shifted << 23) + 0x3f800000u), .excess = v_fma(r * r, q, r)};
+    vf r = v_fma(n, v_set(-0x1.62e4p-1f / factor), y); /* ln 2 in two parts; n times the first is exact even without FMA */
+    r = v_fma(n, v_set(-0x1.7f7d1cp-20f / factor), r);
+    vf square = r * r;
+    vf low = v_fma(v_set(factor * factor * 0x1.55548ep-3f), r, v_set(factor * 0.5f));
+    vf high = v_fma(v_set(factor * factor * factor * factor * 0x1.123b56p-7f), r, v_set(factor * factor * factor * 0x1.55545ep-5f));
+    high = v_fma(v_set(factor * factor * factor * factor * factor * 0x1.6db42ap-10f), square, high);
+    return (reduced_exp){.scale = (vf)((vu)shifted << 23), .excess = v_fma(square, v_fma(high, square, low), r)};
 }
 
 /* sigmoid(x) and tanh(x) are quotients.  The cells multiply them before dividing, as a division costs as much as ten
@@ -30,8 +32,8 @@ static inline reduced_exp v_reduce_exp(vf x)
 /* sigmoid(x) = 1 / (1 + e^-x) */
 static inline vf v_sigmoid_denominator(vf x)
 {
-    reduced_exp e = v_reduce_exp(v_min(v_set(88.0f), v_max(v_set(-87.0f), -x)));
-    return v_fma(e.scale, e.excess, e.scale) + 1.0f;
+    reduced_exp e = v_reduce_exp(v_min(v_set(87.0f), v_max(v_set(-88.0f), x)), -1.0f);
+    return v_fnma(e.scale, e.excess, e.scale + 1.0f);
 }
 
 static inline vf v_sigmoid(vf x) { return 1.0f / v_sigmoid_denominator(x); }
@@ -43,9 +45,9 @@ typedef struct {
 /* With e = e^(-2 |x|) - 1, which keeps its relative accuracy near 0:  tanh |x| = -e / (e + 2). */
 static inline quotient v_tanh_quotient(vf x)
 {
-    reduced_exp r = v_reduce_exp(v_max(v_set(-40.0f), -2.0f * v_abs(x)));
-    vf e = v_fma(r.scale, r.excess, r.scale - 1.0f);
-    return (quotient){.numerator = v_or(v_abs(e), v_sign_of(x)), .denominator = e + 2.0f};
+    reduced_exp r = v_reduce_exp(v_max(v_set(-20.0f), v_negative_abs(x)), 2.0f);
+    vf e = v_fma(r.scale, r.excess, v_fma(r.scale, v_set(0.5f), v_set(-1.0f)));
+    return (quotient){.numerator = v_copy_sign(e, x), .denominator = e + 2.0f};
 }
 
 static inline vf v_tanh(vf x)
@@ -57,11 +59,12 @@ static inline vf v_tanh(vf x)
 static inline vf v_exp(vf x)
 {
     const vf low = v_set(-87.0f), high = v_set(88.7228390f); /* ln FLT_MAX */
-    /* Above 88 the scale 2^n would leave the exponent's range: e^x = e^(x - 1) e there. */
-    reduced_exp e = v_reduce_exp(v_min(v_set(88.0f), v_max(low, x)));
-    vf y = v_fma(e.scale, e.excess, e.scale);
-    reduced_exp top = v_reduce_exp(v_max(low, v_min(high, x)) - 1.0f);
-    y = v_select(v_less(v_set(88.0f), x), v_fma(top.scale, top.excess, top.scale) * 0x1.5bf0a8p+1f, y);
+    reduced_exp e = v_reduce_exp(v_min(high, v_max(low, x)), 1.0f);
+    /* Above 88 the scale may be 2^128, which is no float: half of it is, and so is the result. */
+    const vmask top = v_less(v_set(88.0f), x);
+    vf scale = v_select(top, (vf)((vi)e.scale - 0x00800000), e.scale);
+    vf y = v_fma(scale, e.excess, scale);
+    y = v_select(top, y + y, y);
     y = v_select(v_less(high, x), v_set(__builtin_inff()), y);
     return v_select(v_less(x, low), v_set(0.0f), y);
 }
@@ -87,7 +90,7 @@ static inline vf v_softplus(vf x) { return v_relu(x) + v_log1p_unit(v_exp(-v_abs
 /* e^x - 1 for x <= 0 */
 static inline vf v_expm1_negative(vf x)
 {
-    reduced_exp e = v_reduce_exp(v_max(v_set(-40.0f), x));
+    reduced_exp e = v_reduce_exp(v_max(v_set(-40.0f), x), 1.0f);
     return v_fma(e.scale, e.excess, e.scale - 1.0f);
 }
 
@@ -110,7 +113,7 @@ static inline vf v_erf(vf x)
     q = v_fma(q, a, v_set(0x1.443566p-1f));
     q = v_fma(q, a, v_set(0x1.212c0ep+0f));
     q = v_fma(q, a, v_set(-0x1.8a57d4p-13f));
-    return v_or(v_select(v_less(a, v_set(1.0f)), p, -v_expm1_negative(-q)), v_sign_of(x));
+    return v_copy_sign(v_select(v_less(a, v_set(1.0f)), p, -v_expm1_negative(-q)), x);
 }
 
 static inline vf v_gelu_tanh(vf x)

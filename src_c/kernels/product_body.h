@@ -1,182 +1,235 @@
-/* product_body.h: register tiles of a W^T over packed panels, in the fixed order of sums (kernels.h).
+/* product_body.h: a W^T over packed panels in the fixed order of sums (kernels.h), and the walk that all kernels share.
  *
- * A tile is `panels` x `rows` x `nv` vectors of totals.  The three sizes are constants after inlining, so all
- * accumulators are registers: 24 of 32 (AVX-512, NEON) or 12 of 16 leave room for the weights and a broadcast.
- * One row alone takes two panels at once, as eight chains are needed to hide the latency of an FMA. */
+ * Many rows: one block of k of a panel stays in L1 while all rows of a group pass it in register tiles; totals wait in
+ * memory between blocks.  A tile is `rows` x `nv` vectors, both constants after inlining: 24 of 32 registers (AVX-512,
+ * NEON) or 12 of 16 leave room for the weights and a broadcast.
+ * One row: two panels at once, all in registers, as eight chains are needed to hide the latency of an FMA. */
 
-#define INLINE static inline __attribute__((always_inline))
 #define UNROLL_FOR _Pragma("GCC unroll 32") for
 
 #if defined(__AVX512F__) || defined(__aarch64__)
-enum { REGISTERS = 32 };
 #define MAX_ROWS(nv) ((nv) == 4 ? 6 : 8)
 #else
-enum { REGISTERS = 16 };
 #define MAX_ROWS(nv) ((nv) == 4 ? 3 : (nv) == 3 ? 4 : (nv) == 2 ? 6 : 8)
 #endif
 
-enum { MAX_TILE_ROWS = 8, MAX_TOTALS = 32 };
+enum { MAX_TILE_ROWS = 8, GROUP_ROWS = 48, AHEAD = 8 };
 
-/* Memory that the tiles of one panel fetch into L2 for the next: `step` bytes for every k. */
+/* Keep a value in a register: the compiler would rather load it again for each use. */
+#if defined(__x86_64__)
+#define IN_REGISTER(value) __asm__("" : "+v"(value))
+#elif defined(__aarch64__)
+#define IN_REGISTER(value) __asm__("" : "+w"(value))
+#endif
+
+/* Memory that tiles fetch into L2 while they run: `step` bytes for every k. */
 typedef struct {
     const char *at;
     size_t step;
 } ahead;
 
-typedef void (*tile_fn)(const void *args, size_t row, size_t panel, ahead next);
-
-/* The tiles of one kernel for one panel width. */
-typedef struct {
-    size_t max_rows;
-    tile_fn rows[MAX_TILE_ROWS + 1]; /* by number of rows */
-    tile_fn pair;                    /* one row, two neighbouring panels */
-} tile_set;
-
-/* total[(panel * rows + row) * nv + j] += a[row] . w[panel][j]; w_next is the distance between two panels. */
-INLINE void accumulate(const int panels, const int rows, const int nv, const float *a, size_t a_stride, const float *w, size_t w_next,
-                       size_t k, ahead next, vf *total)
+/* total[r * nv + j] += a[r] . w[j] over one block of k. */
+INLINE void tile(const int rows, const int nv, const float *a, size_t a_stride, const float *w, size_t count, ahead next, vf *total)
 {
-    const char *fetch = next.at;
+    vf part[MAX_TILE_ROWS * FRNN_MAX_WIDTH];
+    UNROLL_FOR (int j = 0; j < rows * nv; j++) part[j] = (vf){0};
+    for (size_t kk = 0; kk < count; kk++) {
+        __builtin_prefetch(next.at, 0, 2);
+        __builtin_prefetch(next.at + 64, 0, 2);
+        next.at += next.step;
+        /* Few rows leave L2 no time: their weights are called before they are needed. */
+        if (rows < 4)
+            UNROLL_FOR (int j = 0; j < nv; j++) __builtin_prefetch(w + (size_t)(AHEAD * nv + j) * VLEN, 0, 3);
+        /* The shorter side waits in registers, the longer one comes one by one. */
+        vf waiting[MAX_TILE_ROWS];
+        if (nv < rows) {
+            UNROLL_FOR (int j = 0; j < nv; j++) waiting[j] = v_load(w + (size_t)j * VLEN);
+            UNROLL_FOR (int r = 0; r < rows; r++) {
+                vf value = v_set(a[(size_t)r * a_stride + kk]);
+                UNROLL_FOR (int j = 0; j < nv; j++) part[r * nv + j] = v_fma(waiting[j], value, part[r * nv + j]);
+            }
+        } else {
+            UNROLL_FOR (int r = 0; r < rows; r++) waiting[r] = v_set(a[(size_t)r * a_stride + kk]);
+            UNROLL_FOR (int j = 0; j < nv; j++) {
+                vf weight = v_load(w + (size_t)j * VLEN);
+                IN_REGISTER(weight);
+                UNROLL_FOR (int r = 0; r < rows; r++) part[r * nv + j] = v_fma(weight, waiting[r], part[r * nv + j]);
+            }
+        }
+        w += (size_t)nv * VLEN;
+    }
+    UNROLL_FOR (int j = 0; j < rows * nv; j++) total[j] += part[j];
+}
+
+typedef void (*tile_fn)(const float *a, size_t a_stride, const float *w, size_t count, ahead next, vf *total);
+
+#define TILE_FN(nv, rows)                                                                                                \
+    static void tile_##nv##_##rows(const float *a, size_t a_stride, const float *w, size_t count, ahead next, vf *total) \
+    {                                                                                                                    \
+        if (rows <= MAX_ROWS(nv)) tile(rows, nv, a, a_stride, w, count, next, total);                                    \
+    }
+#define TILE_FNS(nv) TILE_FN(nv, 1) TILE_FN(nv, 2) TILE_FN(nv, 3) TILE_FN(nv, 4) TILE_FN(nv, 5) TILE_FN(nv, 6) TILE_FN(nv, 7) TILE_FN(nv, 8)
+#define TILE_ROW(nv) \
+    {NULL, tile_##nv##_1, tile_##nv##_2, tile_##nv##_3, tile_##nv##_4, tile_##nv##_5, tile_##nv##_6, tile_##nv##_7, tile_##nv##_8}
+TILE_FNS(1)
+TILE_FNS(2)
+TILE_FNS(3)
+TILE_FNS(4)
+
+/* By vectors in a row of the panel, then by rows. */
+static const tile_fn tiles[FRNN_MAX_WIDTH + 1][MAX_TILE_ROWS + 1] = {{NULL}, TILE_ROW(1), TILE_ROW(2), TILE_ROW(3), TILE_ROW(4)};
+static const size_t max_rows[] = {0, MAX_ROWS(1), MAX_ROWS(2), MAX_ROWS(3), MAX_ROWS(4)};
+
+/* One row: total[panel * nv + j] += a . w[panel][j]; `next_panel` is the distance between two panels. */
+INLINE void accumulate_row(const int panels, const int nv, const float *a, const float *w, size_t next_panel, size_t k, vf *total)
+{
     for (size_t left = k; left > 0;) {
         size_t block = left < FRNN_SUM_BLOCK ? left : FRNN_SUM_BLOCK;
-        vf part[MAX_TOTALS];
-        /* Totals of large tiles must wait in memory: the registers are for the parts. */
-        if (panels * rows * nv > REGISTERS / 3) __asm__ volatile("" : : "r"(total) : "memory");
-        UNROLL_FOR (int j = 0; j < panels * rows * nv; j++) part[j] = (vf){0};
+        vf part[2 * FRNN_MAX_WIDTH];
+        UNROLL_FOR (int j = 0; j < panels * nv; j++) part[j] = (vf){0};
         for (size_t kk = 0; kk < block; kk++) {
-            if (rows > 1) {
-                __builtin_prefetch(fetch, 0, 2);
-                __builtin_prefetch(fetch + 64, 0, 2);
-                fetch += next.step;
-            }
-            /* The shorter side waits in registers, the longer one comes one by one. */
-            vf waiting[MAX_TILE_ROWS];
-            UNROLL_FOR (int q = 0; q < panels; q++) {
-                const float *weights = w + (size_t)q * w_next;
-                if (nv < rows) {
-                    UNROLL_FOR (int j = 0; j < nv; j++) waiting[j] = v_load(weights + (size_t)j * VLEN);
-                    UNROLL_FOR (int r = 0; r < rows; r++) {
-                        vf value = v_set(a[(size_t)r * a_stride + kk]);
-                        UNROLL_FOR (int j = 0; j < nv; j++)
-                            part[(q * rows + r) * nv + j] = v_fma(waiting[j], value, part[(q * rows + r) * nv + j]);
-                    }
-                } else {
-                    UNROLL_FOR (int r = 0; r < rows; r++) waiting[r] = v_set(a[(size_t)r * a_stride + kk]);
-                    UNROLL_FOR (int j = 0; j < nv; j++) {
-                        vf weight = v_load(weights + (size_t)j * VLEN);
-                        UNROLL_FOR (int r = 0; r < rows; r++)
-                            part[(q * rows + r) * nv + j] = v_fma(weight, waiting[r], part[(q * rows + r) * nv + j]);
-                    }
-                }
-            }
+            vf value = v_set(a[kk]);
+            UNROLL_FOR (int q = 0; q < panels; q++)
+                UNROLL_FOR (int j = 0; j < nv; j++)
+                    part[q * nv + j] = v_fma(v_load(w + (size_t)q * next_panel + (size_t)j * VLEN), value, part[q * nv + j]);
             w += (size_t)nv * VLEN;
         }
-        UNROLL_FOR (int j = 0; j < panels * rows * nv; j++) total[j] += part[j];
+        UNROLL_FOR (int j = 0; j < panels * nv; j++) total[j] += part[j];
         a += block;
         left -= block;
     }
 }
 
+/* What passes through a matrix: rows of a, and how many of its columns (none: nothing is left to add). */
+typedef struct {
+    const frnn_panels *matrix;
+    const float *a;
+    size_t a_stride, rows, k;
+} operand;
+
+/* What a kernel does with the totals of a panel of one width: where they start, and what becomes of them. */
+typedef struct {
+    size_t nv; /* vectors in a row of the panel */
+    void (*start)(const void *args, size_t row, size_t rows, size_t panel, vf *total);
+    void (*finish)(const void *args, size_t row, size_t rows, size_t panel, vf *total);
+    void (*one)(const void *args, size_t panel); /* one row, from start to finish */
+    void (*two)(const void *args, size_t panel); /* one row, two neighbouring panels */
+} panel_ops;
+
 /* Where panel p begins: all panels before it are full. */
-static inline const float *panel_weights(const frnn_panels *panels, size_t p) { return panels->w + p * frnn_panel_row(panels) * panels->k; }
+static inline size_t panel_floats(const frnn_panels *panels) { return frnn_panel_row(panels) * panels->k; }
+static inline const float *panel_weights(const frnn_panels *panels, size_t p) { return panels->w + p * panel_floats(panels); }
 
-/* Walk over panels and rows; tiles of nearly equal height beat full tiles and a thin rest.
- *
- * sets[w - 1] serves panels of w vectors a gate.  Backwards, the first panels are those that the last walk left in
- * the cache.  Weights that no cache holds come from afar only once for all rows: while the tiles of one panel run,
- * they fetch the next. */
-static void run_tiles(const void *args, const frnn_panels *matrix, size_t rows, size_t panel_begin, size_t panel_end, bool backwards,
-                      const tile_set *sets)
+/* Tiles of nearly equal height beat full tiles and a thin rest. */
+static void run_group(size_t nv, operand x, const float *w, ahead *next, vf *total)
 {
-    const size_t count = panel_end - panel_begin;
-    const ptrdiff_t next_panel = (ptrdiff_t)(frnn_panel_row(matrix) * matrix->k * sizeof(float));
-    for (size_t done = 0; done < count; done++) {
-        const size_t p = backwards ? panel_end - 1 - done : panel_begin + done;
-        const tile_set *set = &sets[frnn_panel_width(matrix, p) - 1];
-        const char *weights = (const char *)panel_weights(matrix, p);
-        if (rows == 1 && done + 1 < count) {
-            const size_t lower = backwards ? p - 1 : p;
-            if (frnn_panel_width(matrix, lower) == frnn_panel_width(matrix, lower + 1)) {
-                set->pair(args, 0, lower, (ahead){weights, 0});
-                done++;
-                continue;
-            }
-        }
-        const size_t tiles = (rows + set->max_rows - 1) / set->max_rows;
-        const size_t step = done + 1 < count && tiles > 1 ? frnn_panel_row(matrix) * sizeof(float) / tiles : 0;
-        const char *fetch = step ? weights + (backwards ? -next_panel : next_panel) : weights;
-        for (size_t row = 0, left = tiles; left > 0; left--) {
-            const size_t height = (rows - row + left - 1) / left;
-            set->rows[height](args, row, p, (ahead){fetch, step});
+    const size_t count = (x.rows + max_rows[nv] - 1) / max_rows[nv];
+    for (size_t done = 0; done < x.k; done += FRNN_SUM_BLOCK) {
+        const size_t block = x.k - done < FRNN_SUM_BLOCK ? x.k - done : FRNN_SUM_BLOCK;
+        for (size_t row = 0, left = count; left > 0; left--) {
+            const size_t height = (x.rows - row + left - 1) / left;
+            tiles[nv][height](x.a + row * x.a_stride + done, x.a_stride, w + done * nv * VLEN, block, *next, total + row * nv);
             row += height;
-            fetch += step * matrix->k;
+            next->at += next->step * block;
         }
     }
 }
 
-/* One function for each number of rows, and the tile_set over them; nv vectors in a row of a panel. */
-#define TILE_FN(name, nv, rows_, call)                                                 \
-    static void name##_##rows_(const void *args, size_t row, size_t panel, ahead next) \
-    {                                                                                  \
-        const int rows = rows_, panels = 1;                                            \
-        if (rows <= MAX_ROWS(nv)) call;                                                \
-    }
-#define TILE_PAIR_FN(name, call)                                                    \
-    static void name##_pair(const void *args, size_t row, size_t panel, ahead next) \
-    {                                                                               \
-        const int rows = 1, panels = 2;                                             \
-        call;                                                                       \
-    }
-#define TILES(name, nv, call)  \
-    TILE_FN(name, nv, 1, call) \
-    TILE_FN(name, nv, 2, call) \
-    TILE_FN(name, nv, 3, call) \
-    TILE_FN(name, nv, 4, call) \
-    TILE_FN(name, nv, 5, call) \
-    TILE_FN(name, nv, 6, call) \
-    TILE_FN(name, nv, 7, call) \
-    TILE_FN(name, nv, 8, call) \
-    TILE_PAIR_FN(name, call)
-#define TILE_SET(name, nv)                                                                             \
-    {                                                                                                  \
-        .max_rows = MAX_ROWS(nv), .pair = name##_pair,                                                 \
-        .rows = {NULL, name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8} \
-    }
-
-/* The product by itself: totals start from the bias and are stored. */
-INLINE void product_tile(const frnn_product_args *s, size_t row, size_t panel, ahead next, const int panels, const int rows, const int nv)
+/* Walk over the panels [begin, end) of a matrix; ops[w - 1] serves panels of w vectors a gate.
+ *
+ * Backwards, the first panels are those that the last walk left in the cache.  Weights that no cache holds come from
+ * afar only once for all rows: while the tiles of one panel run, they fetch the next. */
+static void walk(const void *args, operand x, size_t begin, size_t end, bool backwards, const panel_ops *ops)
 {
-    const frnn_panels *matrix = s->panels;
-    vf total[MAX_TOTALS];
-    UNROLL_FOR (int q = 0; q < panels; q++)
-        UNROLL_FOR (int j = 0; j < nv; j++) {
-            vf start = v_load(matrix->bias + (panel + (size_t)q) * frnn_panel_row(matrix) + (size_t)j * VLEN);
-            UNROLL_FOR (int r = 0; r < rows; r++) total[(q * rows + r) * nv + j] = start;
+    const frnn_panels *matrix = x.matrix;
+    const size_t count = end - begin;
+    const ptrdiff_t next_panel = (ptrdiff_t)(panel_floats(matrix) * sizeof(float));
+    vf total[GROUP_ROWS * FRNN_MAX_WIDTH];
+    for (size_t done = 0; done < count; done++) {
+        const size_t p = backwards ? end - 1 - done : begin + done;
+        const panel_ops *op = &ops[frnn_panel_width(matrix, p) - 1];
+        if (x.rows == 1) {
+            const size_t lower = backwards ? p - 1 : p;
+            if (done + 1 < count && frnn_panel_width(matrix, lower) == frnn_panel_width(matrix, lower + 1)) {
+                op->two(args, lower);
+                done++;
+            } else
+                op->one(args, p);
+            continue;
         }
-    accumulate(panels, rows, nv, s->a + row * s->a_stride, s->a_stride, panel_weights(matrix, panel), frnn_panel_row(matrix) * matrix->k,
-               matrix->k, next, total);
-    UNROLL_FOR (int q = 0; q < panels; q++)
-        UNROLL_FOR (int r = 0; r < rows; r++)
-            UNROLL_FOR (int j = 0; j < nv; j++)
-                v_store(s->out.at + (panel + (size_t)q) * s->out.panel_stride + (row + (size_t)r) * s->out.row_stride + (size_t)j * VLEN,
-                        total[(q * rows + r) * nv + j]);
+        const float *w = panel_weights(matrix, p);
+        const size_t tile_count = (x.rows + max_rows[op->nv] - 1) / max_rows[op->nv];
+        ahead next = {(const char *)w, 0};
+        if (done + 1 < count && tile_count > 1) {
+            next.at += backwards ? -next_panel : next_panel;
+            next.step = frnn_panel_row(matrix) * sizeof(float) / tile_count;
+        }
+        for (size_t row = 0; row < x.rows; row += GROUP_ROWS) {
+            const size_t group = x.rows - row < GROUP_ROWS ? x.rows - row : GROUP_ROWS;
+            op->start(args, row, group, p, total);
+            run_group(op->nv, (operand){matrix, x.a + row * x.a_stride, x.a_stride, group, x.k}, w, &next, total);
+            op->finish(args, row, group, p, total);
+        }
+    }
 }
 
-TILES(product_1, 1, product_tile(args, row, panel, next, panels, rows, 1))
-TILES(product_2, 2, product_tile(args, row, panel, next, panels, rows, 2))
-TILES(product_3, 3, product_tile(args, row, panel, next, panels, rows, 3))
-TILES(product_4, 4, product_tile(args, row, panel, next, panels, rows, 4))
+/* The functions of a kernel for panels of `width` vectors of `gates` gates, from two inline ones, start and finish, for
+ * the rows [row, row + rows) and one or two panels; totals are laid as [panel][row][gate][vector]. */
+#define PANEL_OPS(name, args_type, operand_of, gates, width, start, finish)                                                 \
+    static void name##_rows_start(const void *args, size_t row, size_t rows, size_t panel, vf *total)                       \
+    {                                                                                                                       \
+        start((const args_type *)args, row, rows, panel, 1, width, total);                                                  \
+    }                                                                                                                       \
+    static void name##_rows_finish(const void *args, size_t row, size_t rows, size_t panel, vf *total)                      \
+    {                                                                                                                       \
+        finish((const args_type *)args, row, rows, panel, 1, width, total);                                                 \
+    }                                                                                                                       \
+    INLINE void name##_row(const args_type *args, size_t panel, const int panels)                                           \
+    {                                                                                                                       \
+        vf total[2 * FRNN_MAX_WIDTH];                                                                                       \
+        const operand x = operand_of(args);                                                                                 \
+        start(args, 0, 1, panel, panels, width, total);                                                                     \
+        accumulate_row(panels, (gates) * (width), x.a, panel_weights(x.matrix, panel), panel_floats(x.matrix), x.k, total); \
+        finish(args, 0, 1, panel, panels, width, total);                                                                    \
+    }                                                                                                                       \
+    static void name##_one(const void *args, size_t panel) { name##_row(args, panel, 1); }                                  \
+    static void name##_two(const void *args, size_t panel) { name##_row(args, panel, 2); }
+#define PANEL_OPS_OF(name, nv) {nv, name##_rows_start, name##_rows_finish, name##_one, name##_two}
+
+/* ---- The product by itself ---- */
+
+static inline operand product_operand(const frnn_product_args *s) { return (operand){s->panels, s->a, s->a_stride, s->rows, s->panels->k}; }
+
+INLINE void product_start(const frnn_product_args *s, size_t row, size_t rows, size_t panel, const int panels, const int nv, vf *total)
+{
+    (void)row;
+    UNROLL_FOR (int q = 0; q < panels; q++)
+        for (size_t r = 0; r < rows; r++)
+            UNROLL_FOR (int j = 0; j < nv; j++)
+                total[((size_t)q * rows + r) * (size_t)nv + (size_t)j] =
+                    v_load(s->panels->bias + (panel + (size_t)q) * frnn_panel_row(s->panels) + (size_t)j * VLEN);
+}
+
+INLINE void product_finish(const frnn_product_args *s, size_t row, size_t rows, size_t panel, const int panels, const int nv, vf *total)
+{
+    UNROLL_FOR (int q = 0; q < panels; q++)
+        for (size_t r = 0; r < rows; r++)
+            UNROLL_FOR (int j = 0; j < nv; j++)
+                v_store(s->out.at + (panel + (size_t)q) * s->out.panel_stride + (row + r) * s->out.row_stride + (size_t)j * VLEN,
+                        total[((size_t)q * rows + r) * (size_t)nv + (size_t)j]);
+}
+
+PANEL_OPS(product_1, frnn_product_args, product_operand, 1, 1, product_start, product_finish)
+PANEL_OPS(product_2, frnn_product_args, product_operand, 1, 2, product_start, product_finish)
+PANEL_OPS(product_3, frnn_product_args, product_operand, 1, 3, product_start, product_finish)
+PANEL_OPS(product_4, frnn_product_args, product_operand, 1, 4, product_start, product_finish)
 
 static void product(const frnn_product_args *s)
 {
-    static const tile_set sets[] = {TILE_SET(product_1, 1), TILE_SET(product_2, 2), TILE_SET(product_3, 3), TILE_SET(product_4, 4)};
-    /* By vectors in all, not by width: step through sets in units of one width. */
-    const frnn_panels *matrix = s->panels;
-    size_t gates = matrix->gates, full = s->panel_end;
-    if (full > s->panel_begin && frnn_panel_width(matrix, full - 1) < matrix->width) full--;
-    run_tiles(s, matrix, s->rows, s->panel_begin, full, false, sets + gates * matrix->width - matrix->width);
-    if (full < s->panel_end) {
-        size_t width = frnn_panel_width(matrix, full);
-        run_tiles(s, matrix, s->rows, full, s->panel_end, false, sets + gates * width - width);
-    }
+    static const panel_ops by_vectors[] = {PANEL_OPS_OF(product_1, 1), PANEL_OPS_OF(product_2, 2), PANEL_OPS_OF(product_3, 3),
+                                           PANEL_OPS_OF(product_4, 4)};
+    /* By vectors of all gates, not by width. */
+    panel_ops ops[FRNN_MAX_WIDTH];
+    for (size_t width = 1; width <= s->panels->width; width++) ops[width - 1] = by_vectors[s->panels->gates * width - 1];
+    walk(s, product_operand(s), s->panel_begin, s->panel_end, false, ops);
 }

@@ -46,8 +46,9 @@ static inline vf v_set(float x) { return x - (vf){0}; }
 #if defined(__AVX512F__)
 
 static inline vf v_fma(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
-static inline vf v_max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); } /* a > b ? a : b */
-static inline vf v_min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); } /* a < b ? a : b */
+static inline vf v_fnma(vf a, vf b, vf c) { return (vf)_mm512_fnmadd_ps((__m512)a, (__m512)b, (__m512)c); } /* c - a b */
+static inline vf v_max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }                      /* a > b ? a : b */
+static inline vf v_min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }                      /* a < b ? a : b */
 static inline vmask v_less(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
 static inline vf v_select(vmask m, vf a, vf b) { return (vf)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a); }
 static inline vf v_sqrt(vf a) { return (vf)_mm512_sqrt_ps((__m512)a); }
@@ -55,6 +56,7 @@ static inline vf v_sqrt(vf a) { return (vf)_mm512_sqrt_ps((__m512)a); }
 #elif defined(__AVX2__)
 
 static inline vf v_fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+static inline vf v_fnma(vf a, vf b, vf c) { return (vf)_mm256_fnmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 static inline vf v_max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 static inline vf v_min(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
 static inline vmask v_less(vf a, vf b) { return a < b; }
@@ -69,9 +71,11 @@ static inline vf v_max(vf a, vf b) { return v_select(b < a, a, b); }
 static inline vf v_min(vf a, vf b) { return v_select(a < b, a, b); }
 #if defined(__ARM_NEON)
 static inline vf v_fma(vf a, vf b, vf c) { return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+static inline vf v_fnma(vf a, vf b, vf c) { return (vf)vfmsq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
 static inline vf v_sqrt(vf a) { return (vf)vsqrtq_f32((float32x4_t)a); }
 #else
 static inline vf v_fma(vf a, vf b, vf c) { return a * b + c; }
+static inline vf v_fnma(vf a, vf b, vf c) { return c - a * b; }
 static inline vf v_sqrt(vf a)
 {
     for (int k = 0; k < VLEN; k++) a[k] = __builtin_sqrtf(a[k]);
@@ -81,8 +85,8 @@ static inline vf v_sqrt(vf a)
 #endif
 
 static inline vf v_abs(vf a) { return (vf)((vi)a & 0x7fffffff); }
-static inline vf v_sign_of(vf a) { return (vf)((vi)a & (int32_t)0x80000000); } /* +0 or -0 */
-static inline vf v_or(vf a, vf b) { return (vf)((vi)a | (vi)b); }
+static inline vf v_negative_abs(vf a) { return (vf)((vi)a | (int32_t)0x80000000); }
+static inline vf v_copy_sign(vf a, vf sign) { return (vf)(((vi)a & 0x7fffffff) | ((vi)sign & (int32_t)0x80000000)); }
 
 /* The first n lanes from p, zeros in the others; nothing beyond p[n - 1] is read. */
 static inline vf v_load_first(const float *p, size_t n)
