@@ -31,7 +31,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint fastrnn
 	$(BIN)/codespell $$(git ls-files '*.py' '*.pyx' '*.md' '*.c' '*.h')
-	$(BIN)/clang-format --dry-run --Werror $(wildcard src_c/*.[ch] src_c/kernels/*.[ch] tests/c/*.[ch])
+	$(BIN)/clang-format --dry-run --Werror $(wildcard src_c/*.[ch] src_c/kernels/*.[ch] tests/c/*.[ch] bench/*.[ch])
 
 # A copy of its own, so that nothing instrumented stays among the objects of the fast build.
 asan:

@@ -8,6 +8,10 @@ All engines get the same weights, input and number of threads, run in one proces
 turns in every round.  A time is the median of the rounds.  The ratio is the best peer's time by fastrnn's, above 1
 where fastrnn is faster: the median of the ratios of the single rounds.  Errors are the largest difference from the
 float64 reference; where one is too large to be rounding the exit code is 1.
+
+Beside each row stands what fastrnn reaches of what the cores can do, measured after it (ceilings.py): the share of the
+FMA peak, and for batch 1, where weights are read anew at every step, the share of the rate at which a block as large
+as they are can be read.  With N threads the ceiling is N times that of one core, each with an Nth of the weights.
 """
 
 from __future__ import annotations
@@ -17,10 +21,14 @@ import json
 import os
 import statistics
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from c_program import compiler
+from ceilings import NO_COMPILER, ceilings
+from ceilings import measure as measure_core
 from engines import PEERS, Engine, Fastrnn, peers
 from host import describe
 from timing import SETTLE, interleave, medians, ratio
@@ -45,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     for shape in options.shapes or SHAPES[options.mode]:
         work = random_workload(options.mode, options.cell, shape, options.layers, options.bidirectional)
         row = {"shape": shape, **measure(work, options.threads, options.rounds)}
+        row |= reached(work, row["us"][Fastrnn.name], options.threads) if compiler() else {}
         rows.append(row)
         print(table_row(row, columns(options.mode, installed)), flush=True)
     wrong = print_summary(rows)
@@ -98,6 +107,17 @@ def measure(work: Workload, threads: int, rounds: int) -> dict[str, Any]:
     return row
 
 
+def reached(work: Workload, us: float, threads: int) -> dict[str, float]:
+    """Percent of the FMA peak, and for batch 1 of the rate at which the weights can be read."""
+    if threads > 1:
+        time.sleep(SETTLE)
+    fma, (read,) = measure_core([max(work.bytes_a_step // threads, 1)])
+    percent = {"fma_percent": work.flops / us / 1e1 / (threads * fma[fastrnn.info()["isa"]])}
+    if work.x.shape[0] == 1:
+        percent["read_percent"] = work.bytes_a_step * work.steps / us / 1e1 / (threads * read)
+    return percent
+
+
 def columns(mode: str, installed: list[type[Engine]]) -> list[str]:
     """Names of the engines that can occur in a mode."""
     return [Fastrnn.name, *(peer.name for peer in installed if mode == "ragged" or not peer.ragged_only)]
@@ -111,13 +131,25 @@ def print_heading(options: argparse.Namespace, host: dict[str, Any], installed: 
     kind = options.cell + ", bidirectional" * options.bidirectional
     print(f"### {kind}, {plural(options.layers, 'layer')}, {options.mode}, {plural(options.threads, 'thread')}\n")
     print(f"{host['cpu']}; fastrnn on {host['isa']}; " + ", ".join(f"{k} {v}" for k, v in host["versions"].items()))
+    print(f"\n{one_core(host['isa'])}")
     missing = [peer.name for peer in PEERS if peer not in installed and not peer.ragged_only]
     if missing:
         print(f'\nNot installed, left out: {", ".join(missing)} (`pip install "fastrnn[bench]"` brings all).')
     engines = columns(options.mode, installed)
     cells = ["batch", "steps", "input", "hidden", *(f"{name} us" for name in engines), "best peer / fastrnn", "GFLOP/s",
-             "error", "best peer's error"]  # fmt: skip
+             "% of FMA peak", "% of read rate", "error", "best peer's error"]  # fmt: skip
     print(f"\n| {' | '.join(cells)} |\n|{'---:|' * len(cells)}", flush=True)
+
+
+def one_core(isa: str) -> str:
+    """The ceilings in one line."""
+    found = ceilings(("L2", "L3"))
+    if not found:
+        return NO_COMPILER
+    reads = ", ".join(
+        f"{found['bytes'][level] >> 10} KiB from {level} at {gb:.0f} GB/s" for level, gb in found["read"].items()
+    )
+    return f"One core, now: FMA {found['fma'][isa]:.0f} GFLOP/s; reads {reads}."
 
 
 def table_row(row: dict[str, Any], engines: list[str]) -> str:
@@ -125,6 +157,7 @@ def table_row(row: dict[str, Any], engines: list[str]) -> str:
     cells = [str(size) for size in row["shape"]]
     cells += [f"{us[name]:.1f}" if name in us else "" for name in engines]
     cells += [f"**{row['ratio']:.2f}**" if "ratio" in row else "", f"{row['flops'] / us[Fastrnn.name] / 1e3:.1f}"]
+    cells += [f"{row[key]:.0f}" if key in row else "" for key in ("fma_percent", "read_percent")]
     cells += [f"{errors[Fastrnn.name]:.1e}"]
     cells += [f"{min(others):.1e}" if (others := [e for name, e in errors.items() if name != Fastrnn.name]) else ""]
     return f"| {' | '.join(cells)} |"

@@ -92,6 +92,14 @@ class Workload:
     def weight_bytes(self) -> int:
         return sum(weight.nbytes for node in self.spec.nodes for weight in node.weights.values())
 
+    @property
+    def bytes_a_step(self) -> int:
+        """Bytes of weights that a step of one row must read: the recurrent matrices, and its part of the input
+        matrices, which a call may read only once."""
+        weights = {name: w.nbytes for name, w in self.rnn.weights.items() if w.ndim == 2}
+        once = sum(size for name, size in weights.items() if name.startswith("weight_ih"))
+        return sum(weights.values()) - once + once // self.x.shape[1]
+
     def exact(self) -> np.ndarray:
         """The result in float64, by the reference."""
         feeds = dict(zip(self.rnn.inputs, (self.x, *self.state), strict=True))
