@@ -9,13 +9,14 @@ it, so figures are left out where there is no C compiler.  On a machine that oth
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from c_program import compiler, program
+from command import heading, line, parser
 from host import cpu_model
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -33,13 +34,13 @@ def measure(blocks: Iterable[int] = ()) -> tuple[dict[str, float], list[float]]:
     ]
 
 
-def ceilings(levels: Iterable[str] = ("L1", "L2", "L3", "memory")) -> dict[str, dict[str, float]]:
+def ceilings(levels: Iterable[str] = ("L1", "L2", "L3", "memory")) -> dict[str, dict[str, Any]]:
     """``fma`` by instruction set, ``bytes`` and ``read`` by level; empty where there is no compiler."""
     if compiler() is None:
         return {}
     blocks = {level: size for level, size in level_blocks().items() if level in set(levels)}
     fma, read = measure(blocks.values())
-    return {"fma": fma, "bytes": dict(blocks), "read": dict(zip(blocks, read, strict=True))}
+    return {"fma": fma, "bytes": blocks, "read": dict(zip(blocks, read, strict=True))}
 
 
 def level_blocks() -> dict[str, int]:
@@ -67,18 +68,17 @@ def cache_sizes() -> dict[str, int]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args(argv)
+    parser(__doc__).parse_args(argv)
     found = ceilings()
     if not found:
         print(NO_COMPILER)
         return 1
-    print(f"### {cpu_model()}, one core\n\n| FMA | GFLOP/s |\n|---|---:|")
+    print(f"### {cpu_model()}, one core\n\n{heading(['FMA'], ['GFLOP/s'])}")
     for isa, rate in found["fma"].items():
-        print(f"| {isa} | {rate:.0f} |")
-    print("\n| reads from | KiB | GB/s |\n|---|---:|---:|")
+        print(line([isa, f"{rate:.0f}"]))
+    print(f"\n{heading(['reads from'], ['KiB', 'GB/s'])}")
     for level, rate in found["read"].items():
-        print(f"| {level} | {found['bytes'][level] / 1024:.0f} | {rate:.0f} |")
+        print(line([level, found["bytes"][level] >> 10, f"{rate:.0f}"]))
     return 0
 
 

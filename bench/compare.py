@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -29,6 +28,7 @@ import numpy as np
 from c_program import compiler
 from ceilings import NO_COMPILER, ceilings
 from ceilings import measure as measure_core
+from command import heading, line, parser, prepare
 from engines import PEERS, Engine, Fastrnn, peers
 from host import describe
 from timing import SETTLE, interleave, medians, ratio
@@ -39,13 +39,7 @@ import fastrnn
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
-    if hasattr(os, "sched_setaffinity"):  # before an engine starts its workers, which inherit it
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
-    if options.isa:
-        try:
-            fastrnn.set_isa(options.isa)
-        except fastrnn.UnsupportedError as error:
-            sys.exit(f"compare.py: {error}")
+    prepare(options.threads, options.isa)
     installed = [peer for peer in PEERS if peer.installed()]
     host = describe(options.threads)
     print_heading(options, host, installed)
@@ -64,18 +58,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = parser(__doc__)
     modes = "seq: whole sequences; step: one time step a call, with a state; ragged: different lengths in one batch"
-    parser.add_argument("--mode", choices=SHAPES, default="seq", help=modes)
-    parser.add_argument("--cell", choices=CELLS, default="LSTM")
-    parser.add_argument("--layers", type=int, default=1, metavar="N")
-    parser.add_argument("--bidirectional", action="store_true")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of every engine, and processors used")
-    parser.add_argument("--isa", help="instruction set of fastrnn, such as avx2; the peers choose their own")
-    parser.add_argument("--shapes", type=shapes, metavar="B,T,I,H;...", help="batch, steps, input size, hidden size")
-    parser.add_argument("--rounds", type=int, default=9, metavar="N")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there as well")
-    return parser.parse_args(argv)
+    options.add_argument("--mode", choices=SHAPES, default="seq", help=modes)
+    options.add_argument("--cell", choices=CELLS, default="LSTM")
+    options.add_argument("--layers", type=int, default=1, metavar="N")
+    options.add_argument("--bidirectional", action="store_true")
+    options.add_argument("--threads", type=int, default=1, metavar="N", help="of every engine, and processors used")
+    options.add_argument("--isa", help="instruction set of fastrnn, such as avx2; the peers choose their own")
+    options.add_argument("--shapes", type=shapes, metavar="B,T,I,H;...", help="batch, steps, input size, hidden size")
+    options.add_argument("--rounds", type=int, default=9, metavar="N")
+    options.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there as well")
+    return options.parse_args(argv)
 
 
 def shapes(text: str) -> list[tuple[int, ...]]:
@@ -138,7 +132,7 @@ def print_heading(options: argparse.Namespace, host: dict[str, Any], installed: 
     engines = columns(options.mode, installed)
     cells = ["batch", "steps", "input", "hidden", *(f"{name} us" for name in engines), "best peer / fastrnn", "GFLOP/s",
              "% of FMA peak", "% of read rate", "error", "best peer's error"]  # fmt: skip
-    print(f"\n| {' | '.join(cells)} |\n|{'---:|' * len(cells)}", flush=True)
+    print(f"\n{heading([], cells)}", flush=True)
 
 
 def one_core(isa: str) -> str:
@@ -160,7 +154,7 @@ def table_row(row: dict[str, Any], engines: list[str]) -> str:
     cells += [f"{row[key]:.0f}" if key in row else "" for key in ("fma_percent", "read_percent")]
     cells += [f"{errors[Fastrnn.name]:.1e}"]
     cells += [f"{min(others):.1e}" if (others := [e for name, e in errors.items() if name != Fastrnn.name]) else ""]
-    return f"| {' | '.join(cells)} |"
+    return line(cells)
 
 
 def print_summary(rows: list[dict[str, Any]]) -> list[str]:

@@ -111,7 +111,7 @@ def random_workload(
 ) -> Workload:
     """A layer with weights as PyTorch initialises them and normal input, the same for the same arguments.
 
-    A step carries a state; ragged lengths have a long tail, so that about two thirds of the padded steps are empty.
+    A step carries a state; of ragged lengths about two thirds of the padded steps are empty.
     """
     batch, seq_len, input_size, hidden_size = shape
     rng = np.random.default_rng([*shape, CELLS.index(cell), num_layers, bidirectional])
@@ -130,8 +130,7 @@ def random_workload(
     state = tuple(rng.uniform(-1, 1, states).astype(np.float32) for _ in range(count))
     lengths = None
     if mode == "ragged":
-        lengths = rng.lognormal(np.log(seq_len / 4), 0.7, batch).astype(np.int64).clip(1, seq_len)
-        lengths[0] = seq_len
+        lengths = ragged_lengths(batch, seq_len, rng)
     node = Node(
         cell.lower(),
         "rnn",
@@ -145,3 +144,11 @@ def random_workload(
     outputs = [Tensor("y", (None, None, hidden_size * len(suffixes)))]
     x = rng.standard_normal((batch, seq_len, input_size), np.float32)
     return Workload(ModelSpec([node], inputs, outputs), x, state, lengths)
+
+
+def ragged_lengths(batch: int, seq_len: int, rng: np.random.Generator | None = None) -> np.ndarray:
+    """Lengths with a long tail; the first row has all steps."""
+    rng = rng or np.random.default_rng(0)
+    lengths = rng.lognormal(np.log(seq_len / 4), 0.7, batch).astype(np.int64).clip(1, seq_len)
+    lengths[0] = seq_len
+    return lengths
