@@ -60,7 +60,7 @@ static fixture make(const frnn_kernels *kernels, const frnn_cell *maths, size_t 
     f.c = random_floats(rows * f.stride, 1.0f);
     f.out = random_floats(rows * f.stride, 1.0f);
     f.totals = random_floats(rows * frnn_results_row(&f.panels), 1.0f);
-    const size_t row = frnn_panel_row(&f.panels), count = frnn_panel_count(&f.panels);
+    const size_t row = frnn_panel_row(&f.panels), count = f.panels.count;
     const frnn_totals totals = {f.totals, rows * row, row};
     f.step = (frnn_step_args){.cell = maths,
                               .input = totals,

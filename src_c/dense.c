@@ -76,7 +76,7 @@ static void run_member(void *arg, size_t member)
                                   .a = job->x + row * panels->k,
                                   .a_stride = panels->k,
                                   .rows = rows,
-                                  .panel_end = frnn_panel_count(panels),
+                                  .panel_end = panels->count,
                                   .out = {block, frnn_panel_row(panels), padded}};
         frnn_product(layer->kernels, layer->blas, &args);
         for (size_t r = 0; r < rows; r++) {

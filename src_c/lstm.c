@@ -37,7 +37,7 @@ static frnn_status pack(frnn_direction *direction, const frnn_recurrent_desc *de
 static void project(const frnn_direction *direction, const frnn_step *step)
 {
     const frnn_panels *matrix = &direction->projection;
-    const frnn_range share = frnn_share(frnn_panel_count(matrix), step->member, step->members);
+    const frnn_range share = frnn_share(matrix->count, step->member, step->members);
     const size_t first = share.begin * frnn_panel_row(matrix);
     frnn_product_args args = {.panels = matrix,
                               .a = step->work,

@@ -8,6 +8,7 @@ frnn_status frnn_panels_pack(frnn_panels *panels, const frnn_matrix *matrix, siz
     const size_t gates = matrix->gates, units = matrix->units, k = matrix->k;
     *panels = (frnn_panels){.k = k, .gates = gates, .units = units, .vlen = vlen, .vectors = (units + vlen - 1) / vlen};
     panels->width = FRNN_MAX_WIDTH / gates < panels->vectors ? FRNN_MAX_WIDTH / gates : panels->vectors;
+    panels->count = (panels->vectors + panels->width - 1) / panels->width;
     const size_t columns = gates * frnn_padded(panels);
     panels->w = frnn_aligned_zeros(columns, k, sizeof(float));
     panels->bias = frnn_aligned_zeros(columns, 1, sizeof(float));
@@ -15,7 +16,7 @@ frnn_status frnn_panels_pack(frnn_panels *panels, const frnn_matrix *matrix, siz
         frnn_panels_free(panels);
         return FRNN_ERR_MEMORY;
     }
-    for (size_t p = 0; p < frnn_panel_count(panels); p++) {
+    for (size_t p = 0; p < panels->count; p++) {
         const size_t width = frnn_panel_width(panels, p), row = gates * width * vlen, first = p * frnn_panel_row(panels);
         float *bias = panels->bias + first;
         float *w = panels->w + (flat ? first : first * k);

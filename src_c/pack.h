@@ -23,6 +23,7 @@ typedef struct frnn_range {
 
 static inline frnn_range frnn_share(size_t n, size_t member, size_t members)
 {
+    if (members == 1) return (frnn_range){0, n}; /* divisions take as long as a step of eight units */
     return (frnn_range){n * member / members, n * (member + 1) / members};
 }
 

@@ -30,7 +30,7 @@ frnn_status frnn_pack_gates(frnn_panels *input, frnn_panels *hidden, const frnn_
 frnn_step_args frnn_step_begin(const frnn_direction *direction, const frnn_panels *hidden, frnn_totals input, const frnn_step *step,
                                const float *v, size_t v_stride, float *out)
 {
-    const frnn_range share = frnn_share(frnn_panel_count(hidden), step->member, step->members);
+    const frnn_range share = frnn_share(hidden->count, step->member, step->members);
     frnn_step_args args = {.cell = &direction->cell,
                            .hidden = hidden,
                            .input = input,
@@ -50,7 +50,7 @@ frnn_step_args frnn_step_begin(const frnn_direction *direction, const frnn_panel
                                      .a = v,
                                      .a_stride = v_stride,
                                      .rows = step->rows,
-                                     .panel_end = frnn_panel_count(hidden),
+                                     .panel_end = hidden->count,
                                      .out = {step->recurrent, input.panel_stride, input.row_stride}};
         frnn_blas_product(&product);
         args.recurrent = step->recurrent;
@@ -160,7 +160,7 @@ static frnn_plan make_plan(const frnn_recurrent *net, const frnn_recurrent_call 
     frnn_plan plan = {.split = FRNN_SPLIT_NONE, .groups = 1, .members = 1, .group_rows = call->batch};
     const double row_step = step_flops(net), steps = (double)call->batch * (double)call->seq_len;
     if (threads > 1 && !net->blas && row_step * steps >= MIN_THREAD_FLOPS) {
-        const size_t panels = frnn_panel_count(&net->stack->hidden);
+        const size_t panels = net->stack->hidden.count;
         if (call->batch >= 4 * threads) {
             plan.split = FRNN_SPLIT_BATCH;
             plan.groups = threads;

@@ -253,10 +253,24 @@ static void finish_rows(const pass *p, size_t link, const float *h, size_t begin
     }
 }
 
-/* The input rows of steps [begin, end), one after another; how many. */
-static size_t gather(const pass *p, size_t begin, size_t end)
+/* Rows of a matrix. */
+typedef struct {
+    const float *at;
+    size_t stride, count;
+} matrix_rows;
+
+/* The input rows of steps [begin, end), one after another: where they are if they lie so, else a copy.  Rows a power of
+ * two apart are copied too, as they would fall into the same cache sets. */
+static matrix_rows gather(const pass *p, size_t begin, size_t end)
 {
+    enum { COLLIDING_STRIDE = 512 };
     const size_t size = layer_of(p, 0)->input.k;
+    const frnn_recurrent_call *call = p->job->call;
+    const bool one_step = call->seq_len == 1 && !call->lengths,
+               one_row = call->batch == 1 && !call->times && !p->job->net->reverse && p->direction == 0;
+    const ptrdiff_t stride = one_step ? p->in.batch : p->in.time;
+    if ((one_step || one_row) && stride > 0 && stride < COLLIDING_STRIDE)
+        return (matrix_rows){locate(p, &p->in, 0, begin), (size_t)stride, one_step ? p->g->rows : end - begin};
     size_t count = 0;
     for (size_t s = begin; s < end; s++) {
         const size_t rows = running(p->g, s);
@@ -265,21 +279,21 @@ static size_t gather(const pass *p, size_t begin, size_t end)
             memcpy(p->g->inputs[0] + (count + r) * p->job->input_stride, locate(p, &p->in, r, s), size * sizeof(float));
         count += rows;
     }
-    return count;
+    return (matrix_rows){p->g->inputs[0], p->job->input_stride, count};
 }
 
-/* This member's share of bias + W_ih x for `rows` rows; where it begins. */
-static frnn_totals input_product(const pass *p, const frnn_panels *matrix, const float *a, size_t rows, float *out)
+/* This member's share of bias + W_ih a; where it begins. */
+static frnn_totals input_product(const pass *p, const frnn_panels *matrix, matrix_rows a, float *out)
 {
     const frnn_recurrent *net = p->job->net;
     const size_t row = frnn_panel_row(matrix);
-    const frnn_range share = frnn_share(frnn_panel_count(matrix), p->member, p->g->members);
+    const frnn_range share = frnn_share(matrix->count, p->member, p->g->members);
     const frnn_totals totals =
-        net->blas ? (frnn_totals){out, row, matrix->gates * frnn_padded(matrix)} : (frnn_totals){out, rows * row, row};
+        net->blas ? (frnn_totals){out, row, matrix->gates * frnn_padded(matrix)} : (frnn_totals){out, a.count * row, row};
     frnn_product_args args = {.panels = matrix,
-                              .a = a,
-                              .a_stride = p->job->input_stride,
-                              .rows = rows,
+                              .a = a.at,
+                              .a_stride = a.stride,
+                              .rows = a.count,
                               .panel_begin = share.begin,
                               .panel_end = share.end,
                               .out = totals};
@@ -291,7 +305,7 @@ static frnn_totals input_product(const pass *p, const frnn_panels *matrix, const
 static void emit(const pass *p, const frnn_direction *layer, const float *h, size_t s, size_t rows, float *next)
 {
     const frnn_panels *matrix = frnn_output_panels(layer);
-    const frnn_range share = frnn_share(frnn_panel_count(matrix), p->member, p->g->members);
+    const frnn_range share = frnn_share(matrix->count, p->member, p->g->members);
     const size_t columns = matrix->width * matrix->vlen, begin = share.begin * columns;
     const size_t end = share.end * columns < matrix->units ? share.end * columns : matrix->units;
     if (begin >= end) return;
@@ -302,12 +316,12 @@ static void emit(const pass *p, const frnn_direction *layer, const float *h, siz
 }
 
 /* Steps [begin, end) of one layer. */
-static void run_layer_chunk(const pass *p, size_t link, size_t begin, size_t end, size_t chunk_rows)
+static void run_layer_chunk(const pass *p, size_t link, size_t begin, size_t end, matrix_rows first)
 {
     const frnn_job *job = p->job;
     group *g = p->g;
     const frnn_direction *layer = layer_of(p, link);
-    const float *a = g->inputs[link % 2];
+    const matrix_rows a = link ? (matrix_rows){g->inputs[link % 2], job->input_stride, first.count} : first;
     float *next = link + 1 < job->chain ? g->inputs[(link + 1) % 2] : NULL;
     state *s = &g->states[link];
     frnn_step step = {.kernels = job->net->kernels,
@@ -320,10 +334,9 @@ static void run_layer_chunk(const pass *p, size_t link, size_t begin, size_t end
                       .member = p->member,
                       .members = g->members,
                       .barrier = &g->barrier};
-    step.input = input_product(p, &layer->input, a, chunk_rows, g->gates);
+    step.input = input_product(p, &layer->input, a, g->gates);
     if (layer->candidate_input.w)
-        step.candidate_input =
-            input_product(p, &layer->candidate_input, a, chunk_rows, g->gates + chunk_rows * frnn_results_row(&layer->input));
+        step.candidate_input = input_product(p, &layer->candidate_input, a, g->gates + a.count * frnn_results_row(&layer->input));
     size_t before = begin ? running(g, begin - 1) : g->rows;
     for (size_t at = begin; at < end; at++) {
         step.rows = running(g, at);
@@ -367,10 +380,10 @@ static void run_pass(const pass *p, bool polls)
     for (size_t begin = 0, end; begin < g->steps; begin = end) {
         end = begin + p->job->plan.chunk_steps < g->steps ? begin + p->job->plan.chunk_steps : g->steps;
         if (p->member == 0) g->stop = stopped(p, polls);
-        const size_t chunk_rows = gather(p, begin, end);
+        const matrix_rows first = gather(p, begin, end);
         frnn_barrier_wait(&g->barrier);
         if (g->stop) return;
-        for (size_t link = 0; link < p->job->chain; link++) run_layer_chunk(p, link, begin, end, chunk_rows);
+        for (size_t link = 0; link < p->job->chain; link++) run_layer_chunk(p, link, begin, end, first);
     }
     if (g->steps == 0) frnn_barrier_wait(&g->barrier);
     for (size_t link = 0; link < p->job->chain; link++)

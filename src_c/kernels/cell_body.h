@@ -17,12 +17,19 @@ INLINE void start_gates(const frnn_step_args *s, size_t row, size_t rows, size_t
 /* Where BLAS made the recurrent part, nothing is left to add. */
 static inline operand step_operand(const frnn_step_args *s)
 {
-    return (operand){s->hidden, s->v, s->v_stride, s->rows, s->recurrent ? 0 : s->hidden->k};
+    return (operand){s->hidden, s->v, s->v_stride, s->rows, s->recurrent ? 0 : s->hidden->k, s->input, {NULL, 0, 0}};
 }
 
-static inline void walk_step(const frnn_step_args *s, const panel_ops *ops)
+/* `starts`: totals start from the input part as it is, else as the kernel's start() says. */
+INLINE void walk_step(const frnn_step_args *s, const panel_ops *ops, bool starts)
 {
-    walk(s, step_operand(s), s->panel_begin, s->panel_end, s->backwards, ops);
+    if (s->rows == 1) {
+        walk_row(s, s->hidden, s->panel_begin, s->panel_end, s->backwards, ops);
+        return;
+    }
+    operand x = step_operand(s);
+    if (!starts) x.from.at = NULL;
+    walk_rows(s, &x, s->panel_begin, s->panel_end, s->backwards, ops);
 }
 
 #define STEP_OPS(name, gates, width, start, finish) PANEL_OPS(name, frnn_step_args, step_operand, gates, width, start, finish)
@@ -96,7 +103,7 @@ STEP_OPS(lstm, 4, 1, lstm_start, lstm_finish)
 static void lstm_step(const frnn_step_args *s)
 {
     static const panel_ops ops[] = {PANEL_OPS_OF(lstm, 4)};
-    walk_step(s, ops);
+    walk_step(s, ops, true);
 }
 
 /* GRU, reset after the product: the candidate keeps two totals, as r multiplies only the recurrent one. */
@@ -133,7 +140,7 @@ STEP_OPS(gru, 3, 1, gru_start, gru_finish)
 static void gru_step(const frnn_step_args *s)
 {
     static const panel_ops ops[] = {PANEL_OPS_OF(gru, 3)};
-    walk_step(s, ops);
+    walk_step(s, ops, false); /* the candidate's two totals are kept apart */
 }
 
 /* GRU, reset before the product: all of r is needed first, so r and z are one matrix and n is another. */
@@ -164,7 +171,7 @@ STEP_OPS(gru_reset_2, 2, 2, gru_reset_start, gru_reset_finish)
 static void gru_reset(const frnn_step_args *s)
 {
     static const panel_ops ops[] = {PANEL_OPS_OF(gru_reset_1, 2), PANEL_OPS_OF(gru_reset_2, 4)};
-    walk_step(s, ops);
+    walk_step(s, ops, true);
 }
 
 /* Cells of one gate in a matrix of its own. */
@@ -199,7 +206,7 @@ static void gru_candidate(const frnn_step_args *s)
 {
     static const panel_ops ops[] = {PANEL_OPS_OF(gru_candidate_1, 1), PANEL_OPS_OF(gru_candidate_2, 2), PANEL_OPS_OF(gru_candidate_3, 3),
                                     PANEL_OPS_OF(gru_candidate_4, 4)};
-    walk_step(s, ops);
+    walk_step(s, ops, true);
 }
 
 INLINE void rnn_finish(const frnn_step_args *s, size_t row, size_t rows, size_t panel, const int panels, const int width, vf *total)
@@ -219,5 +226,5 @@ STEP_OPS(rnn_4, 1, 4, gate_start, rnn_finish)
 static void rnn_step(const frnn_step_args *s)
 {
     static const panel_ops ops[] = {PANEL_OPS_OF(rnn_1, 1), PANEL_OPS_OF(rnn_2, 2), PANEL_OPS_OF(rnn_3, 3), PANEL_OPS_OF(rnn_4, 4)};
-    walk_step(s, ops);
+    walk_step(s, ops, true);
 }

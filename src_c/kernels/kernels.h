@@ -29,6 +29,7 @@ typedef struct frnn_panels {
     size_t units;   /* rows in a block */
     size_t width;   /* vectors of each gate in a full panel; gates * width is at most FRNN_MAX_WIDTH */
     size_t vectors; /* of each gate: ceil(units / vlen) */
+    size_t count;   /* panels: ceil(vectors / width) */
     size_t vlen;
     float *w;    /* NULL if the matrix is not there (k = 0) */
     float *bias; /* the start of each total, laid like one row of results; never NULL */
@@ -107,13 +108,11 @@ struct frnn_kernels {
 /* Padded length of a row of one gate. */
 static inline size_t frnn_padded(const frnn_panels *panels) { return panels->vectors * panels->vlen; }
 
-static inline size_t frnn_panel_count(const frnn_panels *panels) { return (panels->vectors + panels->width - 1) / panels->width; }
-
 /* Floats of one row of results of a full panel. */
 static inline size_t frnn_panel_row(const frnn_panels *panels) { return panels->gates * panels->width * panels->vlen; }
 
 /* Floats of one row of results of all panels, each as long as a full one. */
-static inline size_t frnn_results_row(const frnn_panels *panels) { return frnn_panel_count(panels) * frnn_panel_row(panels); }
+static inline size_t frnn_results_row(const frnn_panels *panels) { return panels->count * frnn_panel_row(panels); }
 
 /* Vectors of each gate in panel p. */
 static inline size_t frnn_panel_width(const frnn_panels *panels, size_t p)

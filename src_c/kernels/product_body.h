@@ -28,8 +28,15 @@ typedef struct {
     size_t step;
 } ahead;
 
-/* total[r * nv + j] += a[r] . w[j] over one block of k. */
-INLINE void tile(const int rows, const int nv, const float *a, size_t a_stride, const float *w, size_t count, ahead next, vf *total)
+/* Rows of totals before and after a block; they may be the same. */
+typedef struct {
+    const float *from;
+    float *to;
+    size_t from_stride, to_stride;
+} sums;
+
+/* to[r][j] = from[r][j] + a[r] . w[j] over one block of k. */
+INLINE void tile(const int rows, const int nv, const float *a, size_t a_stride, const float *w, size_t count, ahead next, sums s)
 {
     vf part[MAX_TILE_ROWS * FRNN_MAX_WIDTH];
     UNROLL_FOR (int j = 0; j < rows * nv; j++) part[j] = (vf){0};
@@ -58,15 +65,18 @@ INLINE void tile(const int rows, const int nv, const float *a, size_t a_stride, 
         }
         w += (size_t)nv * VLEN;
     }
-    UNROLL_FOR (int j = 0; j < rows * nv; j++) total[j] += part[j];
+    UNROLL_FOR (int r = 0; r < rows; r++)
+        UNROLL_FOR (int j = 0; j < nv; j++)
+            v_store(s.to + (size_t)r * s.to_stride + (size_t)j * VLEN,
+                    v_load(s.from + (size_t)r * s.from_stride + (size_t)j * VLEN) + part[r * nv + j]);
 }
 
-typedef void (*tile_fn)(const float *a, size_t a_stride, const float *w, size_t count, ahead next, vf *total);
+typedef void (*tile_fn)(const float *a, size_t a_stride, const float *w, size_t count, ahead next, sums s);
 
-#define TILE_FN(nv, rows)                                                                                                \
-    static void tile_##nv##_##rows(const float *a, size_t a_stride, const float *w, size_t count, ahead next, vf *total) \
-    {                                                                                                                    \
-        if (rows <= MAX_ROWS(nv)) tile(rows, nv, a, a_stride, w, count, next, total);                                    \
+#define TILE_FN(nv, rows)                                                                                             \
+    static void tile_##nv##_##rows(const float *a, size_t a_stride, const float *w, size_t count, ahead next, sums s) \
+    {                                                                                                                 \
+        if (rows <= MAX_ROWS(nv)) tile(rows, nv, a, a_stride, w, count, next, s);                                     \
     }
 #define TILE_FNS(nv) TILE_FN(nv, 1) TILE_FN(nv, 2) TILE_FN(nv, 3) TILE_FN(nv, 4) TILE_FN(nv, 5) TILE_FN(nv, 6) TILE_FN(nv, 7) TILE_FN(nv, 8)
 #define TILE_ROW(nv) \
@@ -78,7 +88,7 @@ TILE_FNS(4)
 
 /* By vectors in a row of the panel, then by rows. */
 static const tile_fn tiles[FRNN_MAX_WIDTH + 1][MAX_TILE_ROWS + 1] = {{NULL}, TILE_ROW(1), TILE_ROW(2), TILE_ROW(3), TILE_ROW(4)};
-static const size_t max_rows[] = {0, MAX_ROWS(1), MAX_ROWS(2), MAX_ROWS(3), MAX_ROWS(4)};
+static const uint32_t max_rows[] = {0, MAX_ROWS(1), MAX_ROWS(2), MAX_ROWS(3), MAX_ROWS(4)};
 
 /* One row: total[panel * nv + j] += a . w[panel][j]; `next_panel` is the distance between two panels. */
 INLINE void accumulate_row(const int panels, const int nv, const float *a, const float *w, size_t next_panel, size_t k, vf *total)
@@ -100,14 +110,16 @@ INLINE void accumulate_row(const int panels, const int nv, const float *a, const
     }
 }
 
-/* What passes through a matrix: rows of a, and how many of its columns (none: nothing is left to add). */
+/* What passes through a matrix: rows of a and how many of its columns (none: nothing is left to add); where totals
+ * start (NULL: start() says) and where they stay (NULL: finish() takes them). */
 typedef struct {
     const frnn_panels *matrix;
     const float *a;
     size_t a_stride, rows, k;
+    frnn_totals from, to;
 } operand;
 
-/* What a kernel does with the totals of a panel of one width: where they start, and what becomes of them. */
+/* What a kernel does with the totals of a panel of one width, laid as [row][gate][vector]. */
 typedef struct {
     size_t nv; /* vectors in a row of the panel */
     void (*start)(const void *args, size_t row, size_t rows, size_t panel, vf *total);
@@ -120,55 +132,84 @@ typedef struct {
 static inline size_t panel_floats(const frnn_panels *panels) { return frnn_panel_row(panels) * panels->k; }
 static inline const float *panel_weights(const frnn_panels *panels, size_t p) { return panels->w + p * panel_floats(panels); }
 
-/* Tiles of nearly equal height beat full tiles and a thin rest. */
-static void run_group(size_t nv, operand x, const float *w, ahead *next, vf *total)
+static inline float *totals_at(const frnn_totals *totals, size_t panel, size_t row)
 {
-    const size_t count = (x.rows + max_rows[nv] - 1) / max_rows[nv];
-    for (size_t done = 0; done < x.k; done += FRNN_SUM_BLOCK) {
-        const size_t block = x.k - done < FRNN_SUM_BLOCK ? x.k - done : FRNN_SUM_BLOCK;
-        for (size_t row = 0, left = count; left > 0; left--) {
-            const size_t height = (x.rows - row + left - 1) / left;
-            tiles[nv][height](x.a + row * x.a_stride + done, x.a_stride, w + done * nv * VLEN, block, *next, total + row * nv);
-            row += height;
+    return totals->at + panel * totals->panel_stride + row * totals->row_stride;
+}
+
+static inline size_t tile_count(size_t rows, size_t nv) { return ((uint32_t)rows + max_rows[nv] - 1) / max_rows[nv]; }
+
+/* Tiles of nearly equal height beat full tiles and a thin rest. */
+static void run_group(size_t nv, const operand *x, size_t begin, uint32_t rows, const float *w, ahead *next, sums s)
+{
+    const uint32_t count = (uint32_t)tile_count(rows, nv), low = rows / count, higher = rows % count; /* the first ones have a row more */
+    for (size_t done = 0; done < x->k; done += FRNN_SUM_BLOCK) {
+        const size_t block = x->k - done < FRNN_SUM_BLOCK ? x->k - done : FRNN_SUM_BLOCK;
+        const float *a = x->a + begin * x->a_stride + done;
+        sums part = s;
+        for (uint32_t t = 0; t < count; t++) {
+            const size_t height = low + (t < higher);
+            tiles[nv][height](a, x->a_stride, w + done * nv * VLEN, block, *next, part);
+            a += height * x->a_stride;
+            part.from += height * s.from_stride;
+            part.to += height * s.to_stride;
             next->at += next->step * block;
+        }
+        s.from = s.to;
+        s.from_stride = s.to_stride;
+    }
+}
+
+/* A matrix is walked backwards where the first panels are those that the last walk left in the cache; ops[w - 1] serves
+ * panels of w vectors a gate. */
+
+/* One row through the panels [begin, end). */
+static void walk_row(const void *args, const frnn_panels *matrix, size_t begin, size_t end, bool backwards, const panel_ops *ops)
+{
+    for (size_t left = end - begin; left > 0;) {
+        const size_t p = backwards ? begin + left - 1 : end - left;
+        const size_t first = backwards ? p - 1 : p; /* of two */
+        if (left > 1 && frnn_panel_width(matrix, first) == frnn_panel_width(matrix, first + 1)) {
+            ops[frnn_panel_width(matrix, first) - 1].two(args, first);
+            left -= 2;
+        } else {
+            ops[frnn_panel_width(matrix, p) - 1].one(args, p);
+            left--;
         }
     }
 }
 
-/* Walk over the panels [begin, end) of a matrix; ops[w - 1] serves panels of w vectors a gate.
- *
- * Backwards, the first panels are those that the last walk left in the cache.  Weights that no cache holds come from
- * afar only once for all rows: while the tiles of one panel run, they fetch the next. */
-static void walk(const void *args, operand x, size_t begin, size_t end, bool backwards, const panel_ops *ops)
+/* Many rows.  Weights that no cache holds come from afar only once for all rows: while the tiles of one panel run, they
+ * fetch the next. */
+static void walk_rows(const void *args, const operand *x, size_t begin, size_t end, bool backwards, const panel_ops *ops)
 {
-    const frnn_panels *matrix = x.matrix;
-    const size_t count = end - begin;
+    const frnn_panels *matrix = x->matrix;
     const ptrdiff_t next_panel = (ptrdiff_t)(panel_floats(matrix) * sizeof(float));
     vf total[GROUP_ROWS * FRNN_MAX_WIDTH];
-    for (size_t done = 0; done < count; done++) {
-        const size_t p = backwards ? end - 1 - done : begin + done;
+    for (size_t left = end - begin; left > 0; left--) {
+        const size_t p = backwards ? begin + left - 1 : end - left;
         const panel_ops *op = &ops[frnn_panel_width(matrix, p) - 1];
-        if (x.rows == 1) {
-            const size_t lower = backwards ? p - 1 : p;
-            if (done + 1 < count && frnn_panel_width(matrix, lower) == frnn_panel_width(matrix, lower + 1)) {
-                op->two(args, lower);
-                done++;
-            } else
-                op->one(args, p);
-            continue;
-        }
         const float *w = panel_weights(matrix, p);
-        const size_t tile_count = (x.rows + max_rows[op->nv] - 1) / max_rows[op->nv];
+        const size_t count = tile_count(x->rows, op->nv);
         ahead next = {(const char *)w, 0};
-        if (done + 1 < count && tile_count > 1) {
+        if (left > 1 && count > 1) {
             next.at += backwards ? -next_panel : next_panel;
-            next.step = frnn_panel_row(matrix) * sizeof(float) / tile_count;
+            next.step = frnn_panel_row(matrix) * sizeof(float) / count;
         }
-        for (size_t row = 0; row < x.rows; row += GROUP_ROWS) {
-            const size_t group = x.rows - row < GROUP_ROWS ? x.rows - row : GROUP_ROWS;
-            op->start(args, row, group, p, total);
-            run_group(op->nv, (operand){matrix, x.a + row * x.a_stride, x.a_stride, group, x.k}, w, &next, total);
-            op->finish(args, row, group, p, total);
+        for (size_t row = 0; row < x->rows; row += GROUP_ROWS) {
+            const size_t group = x->rows - row < GROUP_ROWS ? x->rows - row : GROUP_ROWS;
+            sums s = {(float *)total, (float *)total, op->nv * VLEN, op->nv * VLEN};
+            if (x->from.at && x->k > 0) {
+                s.from = totals_at(&x->from, p, row);
+                s.from_stride = x->from.row_stride;
+            } else
+                op->start(args, row, group, p, total);
+            if (x->to.at && x->k > 0) {
+                s.to = totals_at(&x->to, p, row);
+                s.to_stride = x->to.row_stride;
+            }
+            run_group(op->nv, x, row, (uint32_t)group, w, &next, s);
+            if (!x->to.at || x->k == 0) op->finish(args, row, group, p, total);
         }
     }
 }
@@ -198,7 +239,11 @@ static void walk(const void *args, operand x, size_t begin, size_t end, bool bac
 
 /* ---- The product by itself ---- */
 
-static inline operand product_operand(const frnn_product_args *s) { return (operand){s->panels, s->a, s->a_stride, s->rows, s->panels->k}; }
+static inline operand product_operand(const frnn_product_args *s)
+{
+    const frnn_totals bias = {s->panels->bias, frnn_panel_row(s->panels), 0};
+    return (operand){s->panels, s->a, s->a_stride, s->rows, s->panels->k, bias, s->out};
+}
 
 INLINE void product_start(const frnn_product_args *s, size_t row, size_t rows, size_t panel, const int panels, const int nv, vf *total)
 {
@@ -231,5 +276,10 @@ static void product(const frnn_product_args *s)
     /* By vectors of all gates, not by width. */
     panel_ops ops[FRNN_MAX_WIDTH];
     for (size_t width = 1; width <= s->panels->width; width++) ops[width - 1] = by_vectors[s->panels->gates * width - 1];
-    walk(s, product_operand(s), s->panel_begin, s->panel_end, false, ops);
+    if (s->rows == 1)
+        walk_row(s, s->panels, s->panel_begin, s->panel_end, false, ops);
+    else {
+        const operand x = product_operand(s);
+        walk_rows(s, &x, s->panel_begin, s->panel_end, false, ops);
+    }
 }
