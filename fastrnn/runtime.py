@@ -6,16 +6,20 @@ Read from the environment at import: ``FASTRNN_ISA``, ``FASTRNN_NUM_THREADS``, `
 from __future__ import annotations
 
 import functools
+import math
 import os
 import platform
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from . import _core
 from .errors import UnsupportedError
 
 BACKENDS = ("packed", "blas")
+
+MAX_THREADS = 128
+"""Of a call: the largest team (``src_c/team.h``)."""
 
 
 def _choose_isa(name: str, source: str) -> None:
@@ -60,21 +64,37 @@ def set_team(name: str) -> None:
     _choose_team(name, "set_team")
 
 
-def cgroup_quota(root: str = "/sys/fs/cgroup") -> float | None:
-    """CPUs that the control group grants (v2 ``cpu.max``, v1 ``cpu.cfs_quota_us``), or None where it sets no limit."""
-    base = Path(root)
-    try:
-        quota, period = (base / "cpu.max").read_text().split()[:2]
-    except (OSError, ValueError):
+def _quota(group: Path) -> float:
+    """CPUs that one control group grants (v2 ``cpu.max``, v1 ``cpu.cfs_quota_us``); infinity where it sets no limit."""
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         try:
-            quota = (base / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (base / "cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
+            quota, period = " ".join((group / name).read_text() for name in names).split()
+            if int(quota) > 0 and int(period) > 0:
+                return int(quota) / int(period)
+        except (OSError, ValueError):  # not there; "max"
+            continue
+    return math.inf
+
+
+def cgroup_quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> float | None:
+    """CPUs that the control groups of this process grant, or None where they set no limit.
+
+    The smallest quota counts, from the process's own group up to the root.  ``own`` has a line for each hierarchy,
+    ``0::/path`` in v2 and ``4:cpu,cpuacct:/path`` in v1; in a container the path may be one that only its host sees.
+    """
+    mounts = {"": Path(root), "cpu": Path(root, "cpu")}
+    groups = set(mounts.values())
     try:
-        return int(quota) / int(period) if int(quota) > 0 and int(period) > 0 else None
-    except ValueError:  # "max"
-        return None
+        lines = os.fsdecode(Path(own).read_bytes()).split("\n")
+    except OSError:
+        lines = []
+    for line in lines:
+        controllers, _, path = line.partition(":")[2].partition(":")
+        for mount in (mounts[name] for name in controllers.split(",") if name in mounts):
+            inside = PurePosixPath(path.lstrip("/"))
+            groups |= {mount / group for group in (inside, *inside.parents)}
+    quota = min(map(_quota, groups))
+    return None if quota == math.inf else quota
 
 
 def affinity() -> int:
@@ -105,8 +125,8 @@ def _check_threads(n: Any, source: str) -> int:
 def set_num_threads(n: int | None) -> None:
     """Set the number of threads of the next calls; None goes back to the default.
 
-    The default is the smaller of the CPU affinity and the control group's quota; a number given here is honoured.
-    Small calls use one thread all the same.
+    The default is the smaller of the CPU affinity and the control group's quota; a number given here is honoured,
+    up to ``MAX_THREADS``.  Small calls use one thread all the same.
     """
     global _num_threads
     _num_threads = None if n is None else _check_threads(n, "the number of threads")
@@ -114,7 +134,7 @@ def set_num_threads(n: int | None) -> None:
 
 def get_num_threads() -> int:
     """The number of threads that the next call may use."""
-    return _num_threads or default_threads()
+    return min(_num_threads or default_threads(), MAX_THREADS)
 
 
 @functools.cache

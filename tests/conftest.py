@@ -54,3 +54,11 @@ def backend(request: pytest.FixtureRequest) -> str:
         return runtime.choose_backend(request.param)
     except fastrnn.UnsupportedError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(params=["alone", "torch"])
+def first(request: pytest.FixtureRequest) -> str:
+    """Who used threads before fastrnn was imported: the first argument of a script that begins with ``TORCH``."""
+    if request.param == "torch":
+        pytest.importorskip("torch")
+    return request.param

@@ -14,6 +14,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = ("FASTRNN_ISA", "FASTRNN_NUM_THREADS", "FASTRNN_TEAM", "OMP_NUM_THREADS")
 
+TORCH = """
+import sys
+if __name__ == "__main__" and sys.argv[1] == "torch":
+    import torch
+    torch.set_num_threads(2)
+    (torch.rand(1000, 1000) @ torch.rand(1000, 1000)).sigmoid_()
+"""
+"""The beginning of a script whose first argument is the fixture ``first``: PyTorch's threads at work before ours."""
+
 LAYERS = """
 import os, sys, time
 import numpy as np

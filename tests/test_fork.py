@@ -1,12 +1,26 @@
 """A guest that forks: children compute as their parents do, whatever the threads were at when the process split."""
 
+import http.client
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import pytest
-from scripts import LAYERS, check, compile_library
+from scripts import LAYERS, TORCH, check, compile_library, environment
 
 import fastrnn
 
 TEAMS = fastrnn.info()["teams"]
-SPLITS = ("batch", "directions", "hidden")
+
+
+def save_lstm(path):
+    """A file with a layer whose calls are worth two threads."""
+    rng = np.random.default_rng(0)
+    fastrnn.save(fastrnn.LSTM(*(rng.uniform(-0.2, 0.2, (256, columns)) for columns in (32, 64))), path)
+
 
 CASES = (
     LAYERS
@@ -26,10 +40,10 @@ def two_threads(split):
     return bits(layer(x))
 
 def in_child(body):
-    '''Run body in a child, which has a second; whether it ended well.'''
+    '''Run body in a child, which has ten seconds; whether it ended well.'''
     child = os.fork()
     if child == 0:
-        signal.alarm(1)
+        signal.alarm(10)
         try:
             os._exit(0 if body() else 1)
         except BaseException as error:
@@ -42,14 +56,10 @@ fastrnn.set_num_threads(2)
 )
 
 FORK = (
-    """
-import sys
-if sys.argv[2] == "torch":
-    import torch
-"""
+    TORCH
     + CASES
     + """
-fastrnn.set_team(sys.argv[1])
+fastrnn.set_team(sys.argv[2])
 for split in cases:
     expected = two_threads(split)
     same = lambda: two_threads(split) == expected
@@ -61,12 +71,9 @@ for split in cases:
 )
 
 
-@pytest.mark.parametrize("first", ["alone", "torch"])
 @pytest.mark.parametrize("team", TEAMS)
 def test_a_child_runs_on_two_threads(team, first):
-    if first == "torch":
-        pytest.importorskip("torch")
-    check(FORK, team, first)
+    check(FORK, first, team)
 
 
 THREADS_IN_CHILD = (
@@ -165,50 +172,104 @@ def test_a_child_of_a_process_whose_openmp_threads_were_another_library_s(tmp_pa
 
 
 MULTIPROCESSING = (
-    LAYERS
+    TORCH
+    + LAYERS
     + """
 import multiprocessing
 
-def call(model, x, team):
+X = inputs(16, 30, 32)
+
+def two_threads(team, model, path=None):
     fastrnn.set_team(team)
     fastrnn.set_num_threads(2)
-    return bits(model(x))
+    model = model or fastrnn.load(path)
+    plan = model.layers["lstm"].explain(16, 30)
+    assert (plan["split"], plan["threads"]) == ("batch", 2), plan
+    before = threads()
+    result = bits(model(X))
+    assert team != "posix" or threads() > before or multiprocessing.parent_process() is None, "on one thread"
+    return result
+
+def in_child(*args):
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        return pool.apply_async(two_threads, (team, *args)).get(60)
 
 if __name__ == "__main__":
-    method, team = sys.argv[1:]
-    fastrnn.set_team(team)
-    fastrnn.set_num_threads(2)
-    model, x = lstm(32, 64), inputs(16, 30, 32)
-    expected = bits(model(x))
-    with multiprocessing.get_context(method).Pool(2) as pool:
-        results = pool.starmap_async(call, [(model, x, team)] * 4).get(60)
-    assert results == [expected] * 4
+    first, method, team, path = sys.argv[1:]
+    results = {"only imported": in_child(None, path)}
+    model = fastrnn.load(path)
+    results["loaded"] = in_child(model)
+    expected = two_threads(team, model)
+    results["run on two threads"] = in_child(model)
+    assert two_threads(team, model) == expected
+    wrong = [stage for stage, result in results.items() if result != expected]
+    assert not wrong, f"other bits in a child of a process where the model was: {wrong}"
 """
 )
 
 
 @pytest.mark.parametrize("team", TEAMS)
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_multiprocessing(method, team, tmp_path):
-    """Workers get the model by pickle; they must be able to import the script, so it is a file."""
-    script = tmp_path / "workers.py"
+def test_multiprocessing(method, team, first, tmp_path):
+    """Workers are made when the parent has only imported fastrnn, has loaded a model, and has run it."""
+    model, script = tmp_path / "model.frnn", tmp_path / "workers.py"  # workers import the script, so it is a file
+    save_lstm(model)
     script.write_text(MULTIPROCESSING)
-    check(script, method, team)
+    check(script, first, method, team, model)
 
 
-def test_import_and_small_calls_start_no_thread():
-    check(
-        """
-import os
-def threads():
-    return len(os.listdir("/proc/self/task"))
-import numpy as np
-before = threads()
-import fastrnn
-assert threads() == before, "import fastrnn"
-layer = fastrnn.GRU(np.ones((48, 8)), np.ones((48, 16)))
-layer(np.zeros((1, 5, 8)))
-assert layer.explain(1, 5)["split"] == "none"
-assert threads() == before, "a small call"
+APPLICATION = (
+    LAYERS
+    + """
+fastrnn.set_num_threads(2)
+model, x = fastrnn.load(os.environ["MODEL"]), inputs(16, 30, 32)
+preloaded_by = os.getpid()
+model(x)
+
+def application(environ, start_response):
+    time.sleep(0.02)  # so that the other worker takes the next request
+    result = bits(model(x))
+    start_response("200 OK", [("X-Worker", f"{os.getpid()} {preloaded_by} {threads()}")])
+    return [result]
 """
-    )
+)
+
+
+def test_gunicorn_preload(tmp_path):
+    """Two workers answer from a model that their parent has loaded and run on two threads."""
+    pytest.importorskip("gunicorn", reason="gunicorn is not installed")
+    save_lstm(tmp_path / "model.frnn")
+    (tmp_path / "application.py").write_text(APPLICATION)
+    (tmp_path / "gunicorn.conf.py").write_text("control_socket_disable = True\n")  # else one in the user's home
+    expected = check(APPLICATION + "sys.stdout.write(bits(model(x)).hex())", MODEL=str(tmp_path / "model.frnn"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # requests wait in its queue until the workers are there
+        options = "--preload", "--workers=2", f"--bind=fd://{listener.fileno()}"
+        server = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", *options, "application"],
+            cwd=tmp_path,
+            env=environment(MODEL=str(tmp_path / "model.frnn")),
+            pass_fds=[listener.fileno()],
+        )
+
+        def ask(_):
+            connection = http.client.HTTPConnection(*listener.getsockname(), timeout=60)
+            connection.request("GET", "/")
+            answer = connection.getresponse()
+            assert answer.read().hex() == expected
+            connection.close()
+            return tuple(map(int, answer.headers["X-Worker"].split()))
+
+        workers, end = set(), time.monotonic() + 60
+        try:
+            with ThreadPoolExecutor(4) as pool:
+                while len({pid for pid, *_ in workers}) < 2 and time.monotonic() < end:
+                    workers.update(pool.map(ask, range(8)))
+            server.terminate()
+            assert server.wait(60) == 0
+        finally:
+            server.kill()
+            server.wait()
+    pids, preloaded_by, threads = map(set, zip(*workers, strict=True))
+    assert len(pids) == 2
+    assert preloaded_by == {server.pid}
+    assert min(threads) > 1

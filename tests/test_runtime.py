@@ -1,8 +1,10 @@
 """What the process-wide settings do, and what is said when they cannot be had."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from scripts import check, run
+from scripts import ROOT, check, run
 
 import fastrnn
 from fastrnn import runtime
@@ -124,12 +126,32 @@ def test_set_num_threads_refuses_what_is_no_count(count):
     assert fastrnn.get_num_threads() == INFO["threads"]
 
 
-def write(folder, **files):
+@pytest.mark.parametrize("count", [runtime.MAX_THREADS + 1, 2**62, 2**64, 1e30])
+def test_a_number_beyond_the_largest_team_means_the_largest(count):
+    fastrnn.set_num_threads(count)
+    assert fastrnn.get_num_threads() == fastrnn.info()["threads"] == runtime.MAX_THREADS
+    plan = layer().explain(4 * runtime.MAX_THREADS, 100)
+    assert (plan["split"], plan["threads"]) == ("batch", runtime.MAX_THREADS)
+    x = np.zeros((3, 7, 4), np.float32)
+    assert np.isfinite(layer()(x)[0]).all()
+
+
+def test_the_largest_team_is_the_same_number_in_c():
+    header = (ROOT / "src_c" / "team.h").read_text()
+    assert f"enum {{ FRNN_MAX_MEMBERS = {runtime.MAX_THREADS} }};" in header
+
+
+def write(folder, files):
     for name, text in files.items():
-        path = folder / name.replace("__", "/").replace("cpu_max", "cpu.max").replace("cfs", "cpu.cfs")
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return str(folder)
+
+
+def quota(folder, files, own=""):
+    """What a process is granted that finds these files in the cgroup file system, and itself where ``own`` says."""
+    return runtime.cgroup_quota(write(folder / "cgroup", files), str(Path(write(folder, {"own": own}), "own")))
 
 
 @pytest.mark.parametrize(
@@ -147,11 +169,11 @@ def write(folder, **files):
     ],
 )
 def test_quota_of_cgroup_v2(tmp_path, text, expected):
-    assert runtime.cgroup_quota(write(tmp_path, cpu_max=text)) == expected
+    assert quota(tmp_path, {"cpu.max": text}) == expected
 
 
 @pytest.mark.parametrize(
-    ("quota", "period", "expected"),
+    ("allowed", "period", "expected"),
     [
         ("-1\n", "100000\n", None),
         ("250000\n", "100000\n", 2.5),
@@ -160,14 +182,52 @@ def test_quota_of_cgroup_v2(tmp_path, text, expected):
         ("100000\n", None, None),
     ],
 )
-def test_quota_of_cgroup_v1(tmp_path, quota, period, expected):
-    files = {"cpu__cfs_quota_us": quota} | ({} if period is None else {"cpu__cfs_period_us": period})
-    assert runtime.cgroup_quota(write(tmp_path, **files)) == expected
+def test_quota_of_cgroup_v1(tmp_path, allowed, period, expected):
+    files = {"cpu/cpu.cfs_quota_us": allowed} | ({} if period is None else {"cpu/cpu.cfs_period_us": period})
+    assert quota(tmp_path, files) == expected
+
+
+def v1(**groups):
+    """Files of cgroup v1: ``a_b`` stands for /a/b and ``_`` for the root."""
+    files = {}
+    for group, allowed in groups.items():
+        folder = f"cpu/{group.strip('_').replace('_', '/')}"
+        files |= {f"{folder}/cpu.cfs_quota_us": f"{allowed}\n", f"{folder}/cpu.cfs_period_us": "100000\n"}
+    return files
+
+
+V2 = {"a/cpu.max": "300000 100000\n", "a/b/cpu.max": "200000 100000\n", "a/b/c/cpu.max": "max 100000\n"}
+OWN_V1 = "9:name=systemd:/x\n4:cpu,cpuacct:{}\n3:memory:/m\n0::/\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "own", "expected"),
+    [
+        pytest.param(V2, "0::/a/b\n", 2.0, id="its own"),
+        pytest.param(V2, "0::/a/b/c\n", 2.0, id="its parent's"),
+        pytest.param(V2, "0::/a\n", 3.0, id="not its child's"),
+        pytest.param(V2, "0::/other\n", None, id="not its sibling's"),
+        pytest.param(V2 | {"a/cpu.max": "50000 100000\n"}, "0::/a/b\n", 0.5, id="the smallest"),
+        pytest.param(V2 | {"cpu.max": "100000 100000\n"}, "0::/a/b\n", 1.0, id="the root's, of a container"),
+        pytest.param({"cpu.max": "100000 100000\n"}, "0::/docker/1f2e\n", 1.0, id="a path of the host"),
+        pytest.param(V2, "0::/../../a\n", None, id="outside the namespace"),
+        pytest.param(V2, "", None, id="empty"),
+        pytest.param(V2, "nonsense\n\n:\n0:", None, id="nonsense"),
+        pytest.param(v1(a=300000, a_b=200000), OWN_V1.format("/a/b"), 2.0, id="v1, its own"),
+        pytest.param(v1(a=100000, a_b=200000), OWN_V1.format("/a/b"), 1.0, id="v1, its parent's"),
+        pytest.param(v1(_=150000, a=-1), OWN_V1.format("/a/b"), 1.5, id="v1, the root's"),
+        pytest.param(v1(x=100000, m=100000), OWN_V1.format("/a"), None, id="v1, paths of other hierarchies"),
+        pytest.param(v1(a=200000), "4:cpu:/a\n", 2.0, id="v1, cpu alone"),
+    ],
+)
+def test_quota_of_the_process_s_own_group(tmp_path, files, own, expected):
+    assert quota(tmp_path, files, own) == expected
 
 
 def test_no_cgroup(tmp_path):
-    assert runtime.cgroup_quota(str(tmp_path)) is None
-    assert runtime.cgroup_quota(str(tmp_path / "absent")) is None
+    assert quota(tmp_path, {}) is None
+    assert runtime.cgroup_quota(str(tmp_path), str(tmp_path / "absent")) is None
+    assert runtime.cgroup_quota(str(tmp_path / "absent"), str(tmp_path / "absent")) is None
 
 
 @pytest.mark.parametrize(("quota", "cpus", "expected"), [(None, 8, 8), (2.9, 8, 2), (0.4, 8, 1), (16.0, 8, 8)])
