@@ -93,13 +93,13 @@ cdef float *floats(array) except? NULL:
     return NULL if array is None else <float *> cnp.PyArray_DATA(<cnp.ndarray> array)
 
 
-cdef bint is_exact(object array, int ndim, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, bint writable):
+cdef bint is_exact(object array, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, bint writable):
     """Whether this is a float32 array of shape (a, b, c) that can be used as it is."""
     cdef cnp.ndarray x
     if not cnp.PyArray_CheckExact(array):
         return False
     x = <cnp.ndarray> array
-    if cnp.PyArray_TYPE(x) != cnp.NPY_FLOAT32 or cnp.PyArray_NDIM(x) != ndim or not cnp.PyArray_ISCARRAY_RO(x):
+    if cnp.PyArray_TYPE(x) != cnp.NPY_FLOAT32 or cnp.PyArray_NDIM(x) != 3 or not cnp.PyArray_ISCARRAY_RO(x):
         return False
     if writable and not cnp.PyArray_ISWRITEABLE(x):
         return False
@@ -217,14 +217,9 @@ cdef class RecurrentHandle:
         cdef c_api.frnn_recurrent_plan plan = c_api.frnn_recurrent_explain(self.net, &call)
         return {"isa": plan.isa.decode(), "split": plan.split.decode(), "threads": plan.threads, "chunk_steps": plan.chunk_steps}
 
-    cpdef forward(self, cnp.ndarray x, bint batch_first, h_0, c_0, y, h_n, c_n, lengths, times, str padding, bint reverse_output,
-                  size_t threads):
-        """Run x, (batch, seq_len, input_size) or time first, into y, h_n and c_n; see frnn_recurrent_call."""
-        cdef Py_ssize_t batch = cnp.PyArray_DIM(x, 0 if batch_first else 1), seq_len = cnp.PyArray_DIM(x, 1 if batch_first else 0)
-        cdef c_api.frnn_recurrent_call call = self.call_of(batch, seq_len, threads)
-        cdef Py_ssize_t features
-        cdef c_api.c_bool finished
-        cdef void *memory
+    cdef int place(self, c_api.frnn_recurrent_call *call, cnp.ndarray x, bint batch_first, h_0, c_0, y, h_n, c_n) except -1:
+        """Point a call at its arrays."""
+        cdef Py_ssize_t batch = call.batch, seq_len = call.seq_len, features
         call.x = floats(x)
         call.x_batch_stride = self.input_size * (seq_len if batch_first else 1)
         call.x_time_stride = self.input_size * (1 if batch_first else batch)
@@ -233,75 +228,102 @@ cdef class RecurrentHandle:
             call.y = floats(y)
             call.y_batch_stride = features * (seq_len if batch_first else 1)
             call.y_time_stride = features * (1 if batch_first else batch)
-            if reverse_output and seq_len > 0:
-                call.y += (seq_len - 1) * call.y_time_stride
-                call.y_time_stride = -call.y_time_stride
         call.h_0, call.c_0 = floats(h_0), floats(c_0)
         call.h_n, call.c_n = floats(h_n), floats(c_n)
+        return 0
+
+    cdef int run(self, c_api.frnn_recurrent_call *call) except -1:
+        cdef void *memory = scratch(c_api.frnn_recurrent_scratch(self.net, call))
+        cdef c_api.c_bool finished
+        if self.flops_a_step * call.batch * call.seq_len < KEEP_GIL_FLOPS:
+            finished = c_api.frnn_recurrent_forward(self.net, call, memory)
+        else:
+            with nogil:
+                finished = c_api.frnn_recurrent_forward(self.net, call, memory)
+        return 0 if finished else raise_pending()
+
+    def forward(self, cnp.ndarray x, bint batch_first, h_0, c_0, y, h_n, c_n, lengths, times, str padding, bint reverse_output,
+                size_t threads):
+        """Run x, (batch, seq_len, input_size) or time first, into y, h_n and c_n; see frnn_recurrent_call."""
+        cdef Py_ssize_t batch = cnp.PyArray_DIM(x, 0 if batch_first else 1), seq_len = cnp.PyArray_DIM(x, 1 if batch_first else 0)
+        cdef c_api.frnn_recurrent_call call = self.call_of(batch, seq_len, threads)
+        self.place(&call, x, batch_first, h_0, c_0, y, h_n, c_n)
+        if y is not None and reverse_output and seq_len > 0:
+            call.y += (seq_len - 1) * call.y_time_stride
+            call.y_time_stride = -call.y_time_stride
         if lengths is not None:
             call.lengths = <const int64_t *> cnp.PyArray_DATA(<cnp.ndarray> lengths)
         if times is not None:
             call.times = <const int64_t *> cnp.PyArray_DATA(<cnp.ndarray> times)
         call.padding = PADDINGS[padding]
-        memory = scratch(c_api.frnn_recurrent_scratch(self.net, &call))
-        if self.flops_a_step * batch * seq_len < KEEP_GIL_FLOPS:
-            finished = c_api.frnn_recurrent_forward(self.net, &call, memory)
-        else:
-            with nogil:
-                finished = c_api.frnn_recurrent_forward(self.net, &call, memory)
-        if not finished:
-            raise_pending()
+        self.run(&call)
 
     def forward_exact(self, x, state, out, bint batch_first, Py_ssize_t features, size_t threads):
-        """Run the plain call, whole sequences from ``state`` into ``out``, where every array already is what C takes.
+        """Run the plain call, whole sequences from ``state`` into ``out`` (None: new arrays), where every array already is
+        what C takes; returns (y, state).
 
-        False: something is not, and nothing was done; the caller then converts it or says what is wrong.  Checked here
+        None: something is not, and nothing was done; the caller then converts it or says what is wrong.  Checked here
         because a step of a small network takes less time than these questions asked in Python.
         """
-        cdef Py_ssize_t states = self.states, batch, k, n
+        cdef Py_ssize_t states = self.states, batch, seq_len, k, n
+        cdef cnp.npy_intp shape[3]
         cdef bint has_c = self.has_c
-        if not cnp.PyArray_CheckExact(x) or cnp.PyArray_NDIM(<cnp.ndarray> x) != 3 or type(out) is not tuple or len(<tuple> out) != 2:
-            return False
-        batch = cnp.PyArray_DIM(<cnp.ndarray> x, 0 if batch_first else 1)
-        y, state_out = <tuple> out
+        cdef c_api.frnn_recurrent_call call
+        if not cnp.PyArray_CheckExact(x) or cnp.PyArray_NDIM(<cnp.ndarray> x) != 3:
+            return None
+        shape[0], shape[1] = cnp.PyArray_DIM(<cnp.ndarray> x, 0), cnp.PyArray_DIM(<cnp.ndarray> x, 1)
+        batch, seq_len = (shape[0], shape[1]) if batch_first else (shape[1], shape[0])
         h_0 = c_0 = c_n = None
-        h_n = state_out
-        if has_c:
-            if type(state_out) is not tuple or len(<tuple> state_out) != 2:
-                return False
-            h_n, c_n = <tuple> state_out
-            if state is not None:
-                if type(state) is not tuple or len(<tuple> state) != 2:
-                    return False
-                h_0, c_0 = <tuple> state
-                if c_0 is None:
-                    return False
-            if c_n is None:
-                return False
-        else:
+        if has_c and state is not None:
+            if type(state) is not tuple or len(<tuple> state) != 2:
+                return None
+            h_0, c_0 = <tuple> state
+            if h_0 is None or c_0 is None:
+                return None
+        elif state is not None:
             h_0 = state
-        if h_0 is None and state is not None:
-            return False
         if not (
-            is_exact(x, 3, (<cnp.ndarray> x).shape[0], (<cnp.ndarray> x).shape[1], self.input_size, False)
-            and is_exact(y, 3, (<cnp.ndarray> x).shape[0], (<cnp.ndarray> x).shape[1], features, True)
-            and is_exact(h_n, 3, states, batch, self.output_size, True)
-            and (c_n is None or is_exact(c_n, 3, states, batch, self.hidden_size, True))
-            and (h_0 is None or is_exact(h_0, 3, states, batch, self.output_size, False))
-            and (c_0 is None or is_exact(c_0, 3, states, batch, self.hidden_size, False))
+            is_exact(x, shape[0], shape[1], self.input_size, False)
+            and (h_0 is None or is_exact(h_0, states, batch, self.output_size, False))
+            and (c_0 is None or is_exact(c_0, states, batch, self.hidden_size, False))
         ):
-            return False
-        written, read = (y, h_n, c_n), (x, h_0, c_0)
-        for k in range(3):
-            if written[k] is None:
-                continue
-            for n in range(3):
-                if read[n] is not None and overlap(<cnp.ndarray> written[k], <cnp.ndarray> read[n]):
-                    return False
-                if n < k and overlap(<cnp.ndarray> written[k], <cnp.ndarray> written[n]):
-                    return False
-        self.forward(<cnp.ndarray> x, batch_first, h_0, c_0, y, h_n, c_n, None, None, "zero", False, threads)
-        return True
+            return None
+        if out is None:
+            shape[2] = features
+            y = cnp.PyArray_EMPTY(3, shape, cnp.NPY_FLOAT32, 0)
+            shape[0], shape[1], shape[2] = states, batch, self.output_size
+            h_n = cnp.PyArray_EMPTY(3, shape, cnp.NPY_FLOAT32, 0)
+            if has_c:
+                shape[2] = self.hidden_size
+                c_n = cnp.PyArray_EMPTY(3, shape, cnp.NPY_FLOAT32, 0)
+            out = (y, (h_n, c_n) if has_c else h_n)
+        else:
+            if type(out) is not tuple or len(<tuple> out) != 2:
+                return None
+            y, h_n = <tuple> out
+            if has_c:
+                if type(h_n) is not tuple or len(<tuple> h_n) != 2:
+                    return None
+                h_n, c_n = <tuple> h_n
+            if not (
+                is_exact(y, shape[0], shape[1], features, True)
+                and is_exact(h_n, states, batch, self.output_size, True)
+                and (not has_c or is_exact(c_n, states, batch, self.hidden_size, True))
+            ):
+                return None
+            written, read = (y, h_n, c_n), (x, h_0, c_0)
+            for k in range(3):
+                if written[k] is None:
+                    continue
+                for n in range(3):
+                    if read[n] is not None and overlap(<cnp.ndarray> written[k], <cnp.ndarray> read[n]):
+                        return None
+                    if n < k and overlap(<cnp.ndarray> written[k], <cnp.ndarray> written[n]):
+                        return None
+        call = self.call_of(batch, seq_len, threads)
+        self.place(&call, <cnp.ndarray> x, batch_first, h_0, c_0, y, h_n, c_n)
+        self.run(&call)
+        return out
 
 
 # ---- Dense ----

@@ -41,11 +41,13 @@ class Layer:
         What errors and reports call the layer.
     nbytes : int
         Bytes of packed weights.
+    threads : int or None
+        Of this layer's calls, at most; None: ``fastrnn.set_num_threads`` says.
     """
 
     op: ClassVar[str]
     node: Node
-    threads: int | None = None
+    _thread_count: int | None = None
 
     def __init__(self, node: Node, backend: str | None = None):
         # Weights of a mapped file may stand at any address; C takes aligned, contiguous float32.
@@ -85,8 +87,16 @@ class Layer:
         """How the layer runs: kernel, instruction set, bytes of weights."""
         return {"layer": self.name, "op": self.op, "backend": "numpy", "nbytes": self.nbytes}
 
+    @property
+    def threads(self) -> int | None:
+        return self._thread_count
+
+    @threads.setter
+    def threads(self, count: int | None) -> None:
+        self._thread_count = None if count is None else runtime.check_threads(count, "threads")
+
     def _threads(self) -> int:
-        return self.threads or runtime.get_num_threads()
+        return self._thread_count or runtime.get_num_threads()
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Run the layer; each kind says what it takes and gives."""

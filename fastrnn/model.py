@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import cells
+from . import cells, runtime
 from .arrays import as_array, as_float32
 from .errors import ShapeError
 from .layers import Activation, BatchNorm, Dense, Embedding, Layer, LayerNorm, Masking, Stack, Unstack
@@ -56,6 +56,7 @@ class Model:
 
     def __init__(self, spec: ModelSpec, *, backend: str | None = None, threads: int | None = None):
         spec.validate()
+        threads = None if threads is None else runtime.check_threads(threads, "threads")
         self.spec = spec
         self.inputs, self.outputs = list(spec.inputs), list(spec.outputs)
         self.layers = {node.name: build_layer(node, backend) for node in spec.nodes}

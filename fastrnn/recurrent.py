@@ -199,12 +199,10 @@ class Recurrent(Layer):
         ShapeError
             Anything does not fit; said before any memory is taken.
         """
-        if self._plain and type(x) is np.ndarray and lengths is None and mask is None and outputs is None:
-            place = self._new_out(x) if out is None else out
-            if place is not None and self._handle.forward_exact(
-                x, state, place, self.batch_first, self._features, self._threads()
-            ):
-                return place
+        if self._plain and lengths is None and mask is None and outputs is None:
+            done = self._handle.forward_exact(x, state, out, self.batch_first, self._features, self._threads())
+            if done is not None:
+                return done
         if isinstance(x, (list, tuple)) and (not x or np.ndim(x[0]) == 2):
             x, lengths = self._pad(x, lengths, mask)
         x = as_float32(x, "x")
@@ -253,14 +251,6 @@ class Recurrent(Layer):
             y, h_n, c_n = self._unbatch(y, h_n, c_n, last)
         assert y is not None
         return y, ((h_n, c_n) if self.has_c else h_n)
-
-    def _new_out(self, x: np.ndarray) -> tuple[np.ndarray, State] | None:
-        """Arrays for the result of a plain call; None where x is not what such a call takes."""
-        if x.ndim != 3 or x.shape[2] != self.input_size or x.dtype is not F32:
-            return None
-        h, c = self._new_state(x.shape[0] if self.batch_first else x.shape[1])
-        y = np.empty((*x.shape[:2], self._features), np.float32)
-        return y, ((h, c) if self.has_c else h)
 
     def warmup(self, batch: int, seq_len: int) -> None:
         """Take the memory and start the threads that a call of this size needs, so that the first real one is fast."""

@@ -106,20 +106,21 @@ def affinity() -> int:
 def default_threads() -> int:
     """min(affinity, control-group quota), at least 1.  The quota is rounded down: beyond it threads are throttled."""
     quota = cgroup_quota()
-    return max(1, min(affinity(), affinity() if quota is None else int(quota)))
+    return max(1, min(MAX_THREADS, affinity(), affinity() if quota is None else int(quota)))
 
 
 _num_threads: int | None = None
 
 
-def _check_threads(n: Any, source: str) -> int:
+def check_threads(n: Any, source: str) -> int:
+    """A number of threads as an integer, at most ``MAX_THREADS``."""
     try:
         count = int(n)
     except (TypeError, ValueError, OverflowError):
         count = 0
     if count < 1 or (isinstance(n, float) and n != count):
         raise ValueError(f"{source} must be a whole number of at least 1, got {n!r}")
-    return count
+    return min(count, MAX_THREADS)
 
 
 def set_num_threads(n: int | None) -> None:
@@ -129,12 +130,12 @@ def set_num_threads(n: int | None) -> None:
     up to ``MAX_THREADS``.  Small calls use one thread all the same.
     """
     global _num_threads
-    _num_threads = None if n is None else _check_threads(n, "the number of threads")
+    _num_threads = None if n is None else check_threads(n, "the number of threads")
 
 
 def get_num_threads() -> int:
     """The number of threads that the next call may use."""
-    return min(_num_threads or default_threads(), MAX_THREADS)
+    return _num_threads or default_threads()
 
 
 @functools.cache
@@ -214,7 +215,7 @@ def _read_environment() -> None:
     if name := os.environ.get("FASTRNN_TEAM"):
         _choose_team(name, "FASTRNN_TEAM")
     if count := os.environ.get("FASTRNN_NUM_THREADS"):
-        set_num_threads(_check_threads(count, "FASTRNN_NUM_THREADS"))
+        set_num_threads(check_threads(count, "FASTRNN_NUM_THREADS"))
 
 
 _read_environment()

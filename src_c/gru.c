@@ -38,7 +38,7 @@ static void step_reset_before(const frnn_direction *direction, const frnn_step *
 {
     frnn_step_args args = frnn_step_begin(direction, &direction->hidden, step->input, step, step->h, step->h_stride, step->work);
     step->kernels->gru_reset(&args);
-    frnn_barrier_wait(step->barrier);
+    frnn_barrier_wait(step->barrier, step->member);
     args = frnn_step_begin(direction, &direction->candidate_hidden, step->candidate_input, step, step->work, step->stride, step->h_next);
     step->kernels->gru_candidate(&args);
 }

@@ -46,7 +46,7 @@ static void project(const frnn_direction *direction, const frnn_step *step)
                               .panel_begin = share.begin,
                               .panel_end = share.end,
                               .out = {step->h_next, frnn_panel_row(matrix), step->h_stride}};
-    frnn_barrier_wait(step->barrier);
+    frnn_barrier_wait(step->barrier, step->member);
     frnn_product(step->kernels, step->recurrent != NULL, &args);
     if (isinf(direction->proj_clip) || share.begin == share.end) return;
     const frnn_activation clip = {FRNN_HARD_TANH, -direction->proj_clip, direction->proj_clip};

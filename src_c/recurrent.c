@@ -152,26 +152,36 @@ static double step_flops(const frnn_recurrent *net)
     return flops;
 }
 
-/* Rows apart need no meeting, so a batch is split first; then directions; then the units of a layer, where members
- * meet at every step but each keeps its own part of the weights in its cache. */
+static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+
+/* Three ways to share a call; the one that occupies most threads wins, the first of equal ones.
+ *
+ * Rows apart need no meeting, but all threads read all weights: where these are more than a core's cache holds, it takes
+ * more rows to pay for that.  Directions meet once a layer.  The units of a layer meet at every step, but each member
+ * keeps its own part of the weights in its cache. */
 static frnn_plan make_plan(const frnn_recurrent *net, const frnn_recurrent_call *call, size_t threads)
 {
-    enum { MIN_THREAD_FLOPS = 2000000, MIN_STEP_FLOPS = 100000 };
+    enum { MIN_CALL_FLOPS = 2000000, MIN_MEMBER_STEP_FLOPS = 40000, CACHE_BYTES = 1536 << 10, ROWS = 4, ROWS_BEYOND_CACHE = 12 };
     frnn_plan plan = {.split = FRNN_SPLIT_NONE, .groups = 1, .members = 1, .group_rows = call->batch};
-    const double row_step = step_flops(net), steps = (double)call->batch * (double)call->seq_len;
-    if (threads > 1 && !net->blas && row_step * steps >= MIN_THREAD_FLOPS) {
-        const size_t panels = net->stack->hidden.count;
-        if (call->batch >= 4 * threads) {
+    const double row_step = step_flops(net), layers = (double)(net->num_layers * net->directions);
+    if (threads > 1 && !net->blas && row_step * (double)call->batch * (double)call->seq_len >= MIN_CALL_FLOPS) {
+        const frnn_panels *hidden = &net->stack->hidden;
+        const size_t rows = frnn_panels_bytes(hidden) > CACHE_BYTES ? ROWS_BEYOND_CACHE : ROWS;
+        const size_t by_batch = smaller(threads, call->batch / rows);
+        const size_t by_direction = net->directions == 2 ? smaller(threads / 2, hidden->count) : 0; /* in each */
+        const size_t by_units =
+            smaller(smaller(threads, hidden->count), (size_t)(row_step * (double)call->batch / layers / MIN_MEMBER_STEP_FLOPS));
+        if (by_batch > 1 && by_batch >= 2 * by_direction && by_batch >= by_units) {
             plan.split = FRNN_SPLIT_BATCH;
-            plan.groups = threads;
-            plan.group_rows = (call->batch + threads - 1) / threads;
-        } else if (net->directions == 2 && threads % 2 == 0) {
+            plan.groups = by_batch;
+            plan.group_rows = (call->batch + by_batch - 1) / by_batch;
+        } else if (by_direction > 0 && 2 * by_direction >= by_units) {
             plan.split = FRNN_SPLIT_DIRECTIONS;
             plan.groups = 2;
-            plan.members = threads / 2 <= panels ? threads / 2 : panels;
-        } else if (panels >= threads && row_step * (double)call->batch / (double)(net->num_layers * net->directions) >= MIN_STEP_FLOPS) {
+            plan.members = by_direction;
+        } else if (by_units > 1) {
             plan.split = FRNN_SPLIT_HIDDEN;
-            plan.members = threads;
+            plan.members = by_units;
         }
     }
     plan.chunk_steps = chunk_steps(net, plan.group_rows);

@@ -31,7 +31,7 @@ typedef struct frnn_step {
     size_t h_stride, stride;
     bool backwards; /* every second step, to begin with the weights that are still in the cache */
     size_t member, members;
-    frnn_barrier *barrier;
+    const frnn_barrier *barrier;
 } frnn_step;
 
 /* A kind of cell. */

@@ -105,14 +105,33 @@ void frnn_pause(unsigned turn)
     }
 }
 
-void frnn_barrier_wait(frnn_barrier *barrier)
+static void signal_in_round(const frnn_barrier *barrier, size_t member, size_t round)
+{
+    const size_t other = member + ((size_t)1 << round);
+    frnn_barrier_slot *slot = &barrier->slots[other < barrier->members ? other : other - barrier->members];
+    atomic_store_explicit(&slot->signals[round], barrier->slots[member].phase, memory_order_release);
+}
+
+void frnn_barrier_arrive(const frnn_barrier *barrier, size_t member)
 {
     if (barrier->members < 2) return;
-    unsigned phase = atomic_load_explicit(&barrier->phase, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&barrier->arrived, 1, memory_order_acq_rel) + 1 == barrier->members) {
-        atomic_store_explicit(&barrier->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&barrier->phase, phase + 1, memory_order_release);
-        return;
+    barrier->slots[member].phase++;
+    signal_in_round(barrier, member, 0);
+}
+
+void frnn_barrier_leave(const frnn_barrier *barrier, size_t member)
+{
+    const frnn_barrier_slot *own = &barrier->slots[member];
+    for (size_t round = 0; (size_t)1 << round < barrier->members; round++) {
+        if (round > 0) signal_in_round(barrier, member, round);
+        /* The other may be one meeting ahead. */
+        for (unsigned turn = 0; (int)(atomic_load_explicit(&own->signals[round], memory_order_acquire) - own->phase) < 0; turn++)
+            frnn_pause(turn);
     }
-    for (unsigned turn = 0; atomic_load_explicit(&barrier->phase, memory_order_acquire) == phase; turn++) frnn_pause(turn);
+}
+
+void frnn_barrier_wait(const frnn_barrier *barrier, size_t member)
+{
+    frnn_barrier_arrive(barrier, member);
+    frnn_barrier_leave(barrier, member);
 }

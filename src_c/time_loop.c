@@ -59,6 +59,13 @@ static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 
 static float *take_floats(frnn_arena *arena, size_t a, size_t b) { return frnn_arena_take(arena, a * b * sizeof(float)); }
 
+static frnn_barrier take_barrier(frnn_arena *arena, size_t members)
+{
+    frnn_barrier barrier = {members, frnn_arena_take(arena, members * sizeof *barrier.slots)};
+    if (barrier.slots) memset(barrier.slots, 0, members * sizeof *barrier.slots);
+    return barrier;
+}
+
 static size_t sequence_count(const frnn_recurrent *net)
 {
     if (net->directions == 1) return 0;
@@ -77,8 +84,10 @@ static void lay_out_group(frnn_arena *arena, const frnn_job *job, group *g)
     float *recurrent = net->blas ? take_floats(arena, rows, job->gate_floats) : NULL;
     float *work = take_floats(arena, rows, job->stride), *z = take_floats(arena, rows, job->stride);
     state *states = frnn_arena_take(arena, job->chain * sizeof *states);
+    const frnn_barrier barrier = take_barrier(arena, job->plan.members);
     if (g)
-        *g = (group){.row = row,
+        *g = (group){.barrier = barrier,
+                     .row = row,
                      .length = length,
                      .inputs = {inputs[0], inputs[1]},
                      .gates = gates,
@@ -107,6 +116,7 @@ frnn_job *frnn_job_lay_out(frnn_arena *arena, const frnn_recurrent *net, const f
     for (size_t k = 0; k < net->num_layers * net->directions; k++)
         local.gate_floats = max_size(local.gate_floats, frnn_results_row(&net->stack[k].input) + candidate_row(&net->stack[k]));
     const bool real = arena->block != NULL;
+    local.all = take_barrier(arena, plan.groups * plan.members);
     frnn_job *job = frnn_arena_take(arena, sizeof *job);
     group *groups = frnn_arena_take(arena, plan.groups * sizeof *groups);
     for (size_t k = 0; k < plan.groups; k++) lay_out_group(arena, &local, real ? &groups[k] : NULL);
@@ -160,7 +170,6 @@ static void assign_rows(frnn_job *job)
         g->first_direction = by_direction ? k : 0;
         g->end_direction = by_direction ? k + 1 : job->net->directions;
         g->members = job->plan.members;
-        g->barrier.members = (unsigned)g->members;
         const size_t part = k % parts;
         const frnn_range share = frnn_share(call->batch, part, parts);
         if (call->lengths)
@@ -170,7 +179,6 @@ static void assign_rows(frnn_job *job)
         if (call->lengths) sort_by_length(g->row, g->length, g->rows);
         g->steps = g->rows ? (size_t)g->length[0] : 0;
     }
-    job->all.members = (unsigned)(job->plan.groups * job->plan.members);
 }
 
 /* How many rows run step s. */
@@ -315,6 +323,16 @@ static void emit(const pass *p, const frnn_direction *layer, const float *h, siz
     }
 }
 
+/* What other members wrote comes from their caches: all lines at once, not one wait after another. */
+static void fetch_state(const pass *p, const float *h, size_t rows)
+{
+    enum { LINE = 64, FEW_BYTES = 8192 };
+    const size_t size = p->job->net->output_size * sizeof(float);
+    if (rows * size > FEW_BYTES) return;
+    for (size_t r = 0; r < rows; r++)
+        for (size_t at = 0; at < size; at += LINE) __builtin_prefetch((const char *)(h + r * p->job->stride) + at);
+}
+
 /* Steps [begin, end) of one layer. */
 static void run_layer_chunk(const pass *p, size_t link, size_t begin, size_t end, matrix_rows first)
 {
@@ -346,8 +364,11 @@ static void run_layer_chunk(const pass *p, size_t link, size_t begin, size_t end
         if (step.rows < before) finish_rows(p, link, step.h, step.rows, before);
         before = step.rows;
         job->net->ops->step(layer, &step);
-        if (next || p->out.at) emit(p, layer, step.h_next, at, step.rows, next);
-        frnn_barrier_wait(&g->barrier);
+        if (next) emit(p, layer, step.h_next, at, step.rows, next);
+        frnn_barrier_arrive(&g->barrier, p->member);
+        if (!next && p->out.at) emit(p, layer, step.h_next, at, step.rows, NULL); /* no other member reads y */
+        frnn_barrier_leave(&g->barrier, p->member);
+        if (g->members > 1 && at + 1 < end) fetch_state(p, step.h_next, step.rows);
         step.input.at += step.rows * step.input.row_stride;
         step.candidate_input.at += step.rows * step.candidate_input.row_stride;
         if (next) next += step.rows * job->input_stride;
@@ -381,14 +402,14 @@ static void run_pass(const pass *p, bool polls)
         end = begin + p->job->plan.chunk_steps < g->steps ? begin + p->job->plan.chunk_steps : g->steps;
         if (p->member == 0) g->stop = stopped(p, polls);
         const matrix_rows first = gather(p, begin, end);
-        frnn_barrier_wait(&g->barrier);
+        frnn_barrier_wait(&g->barrier, p->member);
         if (g->stop) return;
         for (size_t link = 0; link < p->job->chain; link++) run_layer_chunk(p, link, begin, end, first);
     }
-    if (g->steps == 0) frnn_barrier_wait(&g->barrier);
+    if (g->steps == 0) frnn_barrier_wait(&g->barrier, p->member);
     for (size_t link = 0; link < p->job->chain; link++)
         finish_rows(p, link, g->states[link].h[g->steps % 2], 0, g->steps ? running(g, g->steps - 1) : g->rows);
-    frnn_barrier_wait(&g->barrier); /* before the states are used again */
+    frnn_barrier_wait(&g->barrier, p->member); /* before the states are used again */
 }
 
 /* ---- What is left of y ---- */
@@ -467,7 +488,7 @@ static void run_member(void *arg, size_t thread)
             run_pass(&p, thread == 0);
             if (last) pad(&p);
         }
-        frnn_barrier_wait(&job->all);
+        frnn_barrier_wait(&job->all, thread);
         p.in = out;
     }
     if (merges) merge_directions(job, p.in.at, frnn_share(call->batch, thread, job->plan.groups * job->plan.members));
