@@ -144,11 +144,11 @@ static size_t chunk_steps(const frnn_recurrent *net, size_t rows)
 }
 
 /* Floating-point operations of one row's step through all layers. */
-static double step_flops(const frnn_recurrent *net)
+static size_t step_flops(const frnn_recurrent *net)
 {
-    double flops = 0;
+    size_t flops = 0;
     for (size_t k = 0; k < net->num_layers * net->directions; k++)
-        flops += 2.0 * (double)net->ops->gates * (double)net->hidden_size * (double)(net->stack[k].input.k + net->stack[k].hidden.k);
+        flops += 2 * net->ops->gates * net->hidden_size * (net->stack[k].input.k + net->stack[k].hidden.k);
     return flops;
 }
 
@@ -163,14 +163,13 @@ static frnn_plan make_plan(const frnn_recurrent *net, const frnn_recurrent_call 
 {
     enum { MIN_CALL_FLOPS = 2000000, MIN_MEMBER_STEP_FLOPS = 40000, CACHE_BYTES = 1536 << 10, ROWS = 4, ROWS_BEYOND_CACHE = 12 };
     frnn_plan plan = {.split = FRNN_SPLIT_NONE, .groups = 1, .members = 1, .group_rows = call->batch};
-    const double row_step = step_flops(net), layers = (double)(net->num_layers * net->directions);
-    if (threads > 1 && !net->blas && row_step * (double)call->batch * (double)call->seq_len >= MIN_CALL_FLOPS) {
+    const size_t step = step_flops(net) * call->batch, layers = net->num_layers * net->directions;
+    if (threads > 1 && !net->blas && call->seq_len > 0 && step >= MIN_CALL_FLOPS / call->seq_len) {
         const frnn_panels *hidden = &net->stack->hidden;
         const size_t rows = frnn_panels_bytes(hidden) > CACHE_BYTES ? ROWS_BEYOND_CACHE : ROWS;
         const size_t by_batch = smaller(threads, call->batch / rows);
         const size_t by_direction = net->directions == 2 ? smaller(threads / 2, hidden->count) : 0; /* in each */
-        const size_t by_units =
-            smaller(smaller(threads, hidden->count), (size_t)(row_step * (double)call->batch / layers / MIN_MEMBER_STEP_FLOPS));
+        const size_t by_units = smaller(smaller(threads, hidden->count), step / layers / MIN_MEMBER_STEP_FLOPS);
         if (by_batch > 1 && by_batch >= 2 * by_direction && by_batch >= by_units) {
             plan.split = FRNN_SPLIT_BATCH;
             plan.groups = by_batch;
