@@ -9,7 +9,7 @@
 
 #include "fastrnn.h"
 
-enum { HUGE_PAGE = 2 << 20, HUGE_BYTES = 4 << 20 };
+enum { HUGE_PAGE = 2 << 20 };
 
 static size_t round_up(size_t bytes) { return (bytes + FRNN_ALIGN - 1) / FRNN_ALIGN * FRNN_ALIGN; }
 
@@ -18,11 +18,12 @@ void *frnn_aligned_zeros(size_t a, size_t b, size_t size)
     size_t bytes;
     if (__builtin_mul_overflow(a, b, &bytes) || __builtin_mul_overflow(bytes, size, &bytes) || bytes > SIZE_MAX / 2) return NULL;
     bytes = bytes ? round_up(bytes) : FRNN_ALIGN;
-    /* Reading many megabytes in small pages misses the processor's table of pages; huge ones are a wish, not a need. */
-    const bool huge = bytes >= HUGE_BYTES;
-    void *memory = aligned_alloc(huge ? HUGE_PAGE : FRNN_ALIGN, huge ? (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE : bytes);
+    const size_t whole = bytes / HUGE_PAGE * HUGE_PAGE;
+    void *memory = aligned_alloc(whole ? HUGE_PAGE : FRNN_ALIGN, whole ? (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE : bytes);
 #ifdef MADV_HUGEPAGE
-    if (memory && huge) (void)!madvise(memory, bytes, MADV_HUGEPAGE);
+    /* Megabytes in small pages miss the processor's table of pages and lie scattered over the sets of its caches.  A wish,
+     * not a need. */
+    if (memory && whole) (void)!madvise(memory, whole, MADV_HUGEPAGE);
 #endif
     if (memory) memset(memory, 0, bytes);
     return memory;
