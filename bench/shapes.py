@@ -8,7 +8,7 @@ the same batch and steps.  What they explain:
 
   size          the time between the next smaller and the next larger plain H (multiples of 64; 16 and 32 below),
                 by FLOPs; beyond the ends continued
-  input         the line through the plain layer of the same H and the one with I = 2 H, by FLOPs
+  input         the line through the plain layer of the same H and one with I = 2 H, or half of a large I, by FLOPs
   other         the time of the plain layer of the same H, by FLOPs; for one step at least the time in which a core
                 can read all the weights (ceilings.py)
 
@@ -172,7 +172,7 @@ def plain_cases(case: Case) -> list[Case]:
     if case.name == "size":
         return [Case("plain", size) for size in neighbours(case.hidden)]
     if case.name == "input":
-        return [Case("plain", case.hidden), Case("plain", case.hidden, 2 * case.hidden)]
+        return [Case("plain", case.hidden), Case("plain", case.hidden, max(2 * case.hidden, case.input_size // 2))]
     return [Case("plain", case.hidden, step=case.step)]
 
 
@@ -188,12 +188,16 @@ def seconds_to_read(case: Case, cell: str) -> float:
 def explain(work: float, plain_work: list[int], times: list[float]) -> float:
     """The time of so much work on the line through the plain shapes; through one and the origin.
 
+    A line through noise may fall below zero: never less than half of what the work alone explains.
+
     >>> explain(3.0, [2, 4], [10.0, 30.0]), explain(3.0, [2], [10.0])
     (20.0, 15.0)
     """
+    proportional = times[0] * work / plain_work[0]
     if len(times) == 1:
-        return times[0] * work / plain_work[0]
-    return times[0] + (times[1] - times[0]) * (work - plain_work[0]) / (plain_work[1] - plain_work[0])
+        return proportional
+    line = times[0] + (times[1] - times[0]) * (work - plain_work[0]) / (plain_work[1] - plain_work[0])
+    return max(line, proportional / 2)
 
 
 def call(case: Case, cell: str, batch: int, steps: int) -> Callable[[], object]:
