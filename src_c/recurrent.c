@@ -133,13 +133,16 @@ size_t frnn_recurrent_bytes(const frnn_recurrent *net)
     return bytes;
 }
 
-/* Time steps whose input products are made together: enough rows to use each weight often, few enough that the
- * results wait in the L2 cache. */
+static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
+
+/* Time steps whose input products are made together: enough rows to use each weight often, few enough that the rows
+ * and the results wait in the L2 cache. */
 static size_t chunk_steps(const frnn_recurrent *net, size_t rows)
 {
-    enum { TOTALS_BYTES = 512 << 10, MIN_ROWS = 48, MAX_ROWS = 512 };
-    size_t wanted = TOTALS_BYTES / (net->ops->gates * frnn_padded(&net->stack->hidden) * sizeof(float));
-    wanted = wanted < MIN_ROWS ? MIN_ROWS : wanted > MAX_ROWS ? MAX_ROWS : wanted;
+    enum { TOTALS_BYTES = 512 << 10, INPUT_BYTES = 1 << 20, MIN_ROWS = 48, MAX_ROWS = 512 };
+    size_t wanted = smaller(TOTALS_BYTES / (net->ops->gates * frnn_padded(&net->stack->hidden) * sizeof(float)),
+                            INPUT_BYTES / (net->input_size * sizeof(float) + 1));
+    wanted = wanted < MIN_ROWS ? MIN_ROWS : smaller(wanted, MAX_ROWS);
     return rows < wanted ? wanted / (rows ? rows : 1) : 1;
 }
 
@@ -151,8 +154,6 @@ static size_t step_flops(const frnn_recurrent *net)
         flops += 2 * net->ops->gates * net->hidden_size * (net->stack[k].input.k + net->stack[k].hidden.k);
     return flops;
 }
-
-static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
 /* Three ways to share a call; the one that occupies most threads wins, the first of equal ones.
  *

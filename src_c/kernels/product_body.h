@@ -13,7 +13,7 @@
 #define MAX_ROWS(nv) ((nv) == 4 ? 3 : (nv) == 3 ? 4 : (nv) == 2 ? 6 : 8)
 #endif
 
-enum { MAX_TILE_ROWS = 8, GROUP_ROWS = 48, AHEAD = 8 };
+enum { MAX_TILE_ROWS = 8, GROUP_ROWS = 48, AHEAD = 8, CACHE_BYTES = 1 << 20 };
 
 /* Keep a value in a register: the compiler would rather load it again for each use. */
 #if defined(__x86_64__)
@@ -43,6 +43,10 @@ INLINE void tile(const int rows, const int nv, const float *a, size_t a_stride, 
     for (size_t kk = 0; kk < count; kk++) {
         __builtin_prefetch(next.at, 0, 2);
         __builtin_prefetch(next.at + 64, 0, 2);
+        if (next.step > 128) {
+            __builtin_prefetch(next.at + 128, 0, 2);
+            __builtin_prefetch(next.at + 192, 0, 2);
+        }
         next.at += next.step;
         /* Few rows leave L2 no time: their weights are called before they are needed. */
         if (rows < 4)
@@ -185,6 +189,8 @@ static void walk_rows(const void *args, const operand *x, size_t begin, size_t e
 {
     const frnn_panels *matrix = x->matrix;
     const ptrdiff_t next_panel = (ptrdiff_t)(panel_floats(matrix) * sizeof(float));
+    /* With few rows the processor itself fetches fast enough. */
+    const bool far = x->rows > 4 && panel_floats(matrix) * (end - begin) * sizeof(float) > CACHE_BYTES;
     vf total[GROUP_ROWS * FRNN_MAX_WIDTH];
     for (size_t left = end - begin; left > 0; left--) {
         const size_t p = backwards ? begin + left - 1 : end - left;
@@ -192,7 +198,7 @@ static void walk_rows(const void *args, const operand *x, size_t begin, size_t e
         const float *w = panel_weights(matrix, p);
         const size_t count = tile_count(x->rows, op->nv);
         ahead next = {(const char *)w, 0};
-        if (left > 1 && count > 1) {
+        if (left > 1 && (count > 1 || far)) {
             next.at += backwards ? -next_panel : next_panel;
             next.step = frnn_panel_row(matrix) * sizeof(float) / count;
         }
