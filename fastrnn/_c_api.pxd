@@ -96,6 +96,7 @@ cdef extern from "fastrnn.h" nogil:
     size_t frnn_recurrent_scratch(const frnn_recurrent *net, const frnn_recurrent_call *call)
     c_bool frnn_recurrent_forward(const frnn_recurrent *net, const frnn_recurrent_call *call, void *scratch)
     ctypedef struct frnn_recurrent_plan:
+        char kernel[48]
         const char *isa
         const char *split
         size_t threads

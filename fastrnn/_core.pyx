@@ -215,7 +215,8 @@ cdef class RecurrentHandle:
         """How a call of this size would run."""
         cdef c_api.frnn_recurrent_call call = self.call_of(batch, seq_len, threads)
         cdef c_api.frnn_recurrent_plan plan = c_api.frnn_recurrent_explain(self.net, &call)
-        return {"isa": plan.isa.decode(), "split": plan.split.decode(), "threads": plan.threads, "chunk_steps": plan.chunk_steps}
+        return {"kernel": plan.kernel.decode(), "isa": plan.isa.decode(), "split": plan.split.decode(),
+                "threads": plan.threads, "chunk_steps": plan.chunk_steps}
 
     cdef int place(self, c_api.frnn_recurrent_call *call, cnp.ndarray x, bint batch_first, h_0, c_0, y, h_n, c_n) except -1:
         """Point a call at its arrays."""

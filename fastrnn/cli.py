@@ -263,13 +263,24 @@ def bench(args: argparse.Namespace) -> int:
             {"batch": batch, "seq_len": seq_len, "threads": threads, "calls": len(taken), "median_us": median * 1e6,
              "p99_us": p99 * 1e6, "steps_per_s": steps / median, "gflops": 2e-9 * macs * steps / median}
         )  # fmt: skip
+    plans = [
+        {"batch": batch, "seq_len": seq_len, "threads": threads, "layers": models[threads].explain(batch, seq_len)}
+        for batch, seq_len, threads in cases
+    ]
     machine = {key: info()[key] for key in ("version", "isa", "team")}
     if args.json:
-        _print_json({"file": args.file, **machine, "rows": rows})
+        _print_json({"file": args.file, **machine, "rows": rows, "plans": plans})
         return 0
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     head = ("batch", "seq_len", "threads", "calls", "median us", "p99 us", "steps/s", "GFLOP/s")
     print(table(head, [[v if isinstance(v, int) else f"{v:.1f}" for v in row.values()] for row in rows]))
+    keys = ("layer", "kernel", "split", "threads")
+    cells = [
+        [plan["batch"], plan["seq_len"], *(layer.get(key, "") for key in keys)]
+        for plan in plans
+        for layer in plan["layers"]
+    ]
+    print(f"\n{table(('batch', 'seq_len', *keys), cells)}")
     return 0
 
 

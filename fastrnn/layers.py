@@ -83,9 +83,19 @@ class Layer:
         """Bytes of packed weights."""
         return 0
 
-    def explain(self) -> dict[str, Any]:
-        """How the layer runs: kernel, instruction set, bytes of weights."""
-        return {"layer": self.name, "op": self.op, "backend": "numpy", "nbytes": self.nbytes}
+    def explain(self, batch: int = 1, seq_len: int = 100) -> dict[str, Any]:
+        """How the layer runs in a call of this size: kernel, backend, bytes of weights, and more where it is known."""
+        return {
+            "layer": self.name,
+            "op": self.op,
+            "kernel": self._kernel(),
+            "backend": "numpy",
+            "nbytes": self.nbytes,
+        }
+
+    def _kernel(self) -> str:
+        """What computes the outputs: a function of the C kernels' table, or NumPy."""
+        return "numpy"
 
     @property
     def threads(self) -> int | None:
@@ -211,8 +221,11 @@ class Dense(Stateless):
     def nbytes(self) -> int:
         return self._handle.nbytes
 
-    def explain(self) -> dict[str, Any]:
-        return super().explain() | {"backend": self._used_backend, "isa": self._kernels.isa}
+    def explain(self, batch: int = 1, seq_len: int = 100) -> dict[str, Any]:
+        return super().explain(batch, seq_len) | {"backend": self._used_backend, "isa": self._kernels.isa}
+
+    def _kernel(self) -> str:
+        return "blas" if self._used_backend == "blas" else "product"
 
 
 class Embedding(Stateless):
@@ -311,6 +324,9 @@ class LayerNorm(Stateless):
         )
         return (y,)
 
+    def _kernel(self) -> str:
+        return "layer_norm"
+
 
 class BatchNorm(Stateless):
     """Batch normalisation at inference: ``y = (x - mean) / sqrt(var + eps) * weight + bias`` per feature.
@@ -372,6 +388,9 @@ class BatchNorm(Stateless):
         self._kernels.scale_shift(rows, n, x, self._scale, self._shift, y)
         return (y,)
 
+    def _kernel(self) -> str:
+        return "scale_shift"
+
 
 class Stack(Layer):
     """Arrays of one shape along a new first axis: the states of single directions become those of a layer."""
@@ -415,3 +434,6 @@ class Activation(Stateless):
         y = np.empty(x.shape, np.float32)
         _apply(self._kernels, self._activation, x, y)
         return (y,)
+
+    def _kernel(self) -> str:
+        return "softmax" if self._activation[0] in ROW_ACTIVATIONS else "activate"

@@ -165,9 +165,10 @@ class Model:
         """Weights by ``layer.weight`` name, as float32 arrays."""
         return {f"{node.name}.{key}": value for node in self.spec.nodes for key, value in node.weights.items()}
 
-    def explain(self) -> list[dict[str, Any]]:
-        """How each layer runs: backend, instruction set, split over threads, bytes of weights."""
-        return [layer.explain() for layer in self.layers.values()]
+    def explain(self, batch: int = 1, seq_len: int = 100) -> list[dict[str, Any]]:
+        """How each layer runs in a call of this size: kernel, backend, bytes of weights; of recurrent layers also
+        instruction set and split over threads."""
+        return [layer.explain(batch, seq_len) for layer in self.layers.values()]
 
     def __reduce__(self) -> tuple[Callable[..., Model], tuple[Any, ...]]:
         from .loaders import native

@@ -155,9 +155,13 @@ class Recurrent(Layer):
         return self._handle.nbytes
 
     def explain(self, batch: int = 1, seq_len: int = 100) -> dict[str, Any]:
-        """How a call of this size runs: backend, instruction set, split over threads, bytes of weights a step."""
+        """How a call of this size runs: kernel, backend, instruction set, split over threads, bytes of weights.
+
+        The kernel is that of the cell: ``"lstm"``, ``"gru"``, ``"gru_reset_before"`` or ``"rnn"``; with ``" variant"``
+        where its gates are not the standard ones, ``" + projection"``, and ``"blas + "`` before it.
+        """
         plan = self._handle.explain(batch, seq_len, self._threads())
-        return super().explain() | {"backend": self._used_backend} | plan
+        return super().explain(batch, seq_len) | {"backend": self._used_backend} | plan
 
     # ---- calling ----
 

@@ -145,6 +145,7 @@ bool frnn_recurrent_forward(const frnn_recurrent *net, const frnn_recurrent_call
 
 /* How a call would run. */
 typedef struct frnn_recurrent_plan {
+    char kernel[48]; /* the cell and what is done around it, as "lstm", "gru variant", "blas + lstm + projection" */
     const char *isa;
     const char *split; /* "none", "batch", "directions", "hidden" */
     size_t threads, chunk_steps;

@@ -23,7 +23,7 @@ static void step(const frnn_direction *direction, const frnn_step *step)
     step->kernels->gru_step(&args);
 }
 
-const frnn_cell_ops frnn_gru_ops = {.gates = 3, .pack = pack, .step = step};
+const frnn_cell_ops frnn_gru_ops = {.name = "gru", .gates = 3, .pack = pack, .step = step};
 
 static frnn_status pack_reset_before(frnn_direction *direction, const frnn_recurrent_desc *desc, const frnn_recurrent_weights *weights,
                                      size_t input_size, size_t vlen)
@@ -43,4 +43,5 @@ static void step_reset_before(const frnn_direction *direction, const frnn_step *
     step->kernels->gru_candidate(&args);
 }
 
-const frnn_cell_ops frnn_gru_reset_before_ops = {.gates = 3, .pack = pack_reset_before, .step = step_reset_before};
+const frnn_cell_ops frnn_gru_reset_before_ops = {
+    .name = "gru_reset_before", .gates = 3, .pack = pack_reset_before, .step = step_reset_before};

@@ -67,4 +67,4 @@ static void step(const frnn_direction *direction, const frnn_step *step)
     if (projected) project(direction, step);
 }
 
-const frnn_cell_ops frnn_lstm_ops = {.gates = 4, .pack = pack, .step = step};
+const frnn_cell_ops frnn_lstm_ops = {.name = "lstm", .gates = 4, .pack = pack, .step = step};

@@ -2,6 +2,7 @@
 #include "recurrent.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "blas.h"
@@ -223,6 +224,9 @@ frnn_recurrent_plan frnn_recurrent_explain(const frnn_recurrent *net, const frnn
 {
     static const char *const names[] = {"none", "batch", "directions", "hidden"};
     const frnn_plan plan = make_plan(net, call, call->threads);
-    return (frnn_recurrent_plan){
+    frnn_recurrent_plan told = {
         .isa = net->kernels->isa, .split = names[plan.split], .threads = plan.groups * plan.members, .chunk_steps = plan.chunk_steps};
+    snprintf(told.kernel, sizeof told.kernel, "%s%s%s%s", net->blas ? "blas + " : "", net->ops->name,
+             net->stack->cell.standard ? "" : " variant", net->stack->projection.w ? " + projection" : "");
+    return told;
 }

@@ -36,6 +36,7 @@ typedef struct frnn_step {
 
 /* A kind of cell. */
 typedef struct frnn_cell_ops {
+    const char *name;
     size_t gates;
     frnn_status (*pack)(frnn_direction *direction, const frnn_recurrent_desc *desc, const frnn_recurrent_weights *weights,
                         size_t input_size, size_t vlen);

@@ -16,4 +16,4 @@ static void step(const frnn_direction *direction, const frnn_step *step)
     step->kernels->rnn_step(&args);
 }
 
-const frnn_cell_ops frnn_rnn_ops = {.gates = 1, .pack = pack, .step = step};
+const frnn_cell_ops frnn_rnn_ops = {.name = "rnn", .gates = 1, .pack = pack, .step = step};

@@ -317,8 +317,12 @@ def test_bench(model, capsys):
     threads = fastrnn.get_num_threads()
     command = ["bench", "net.frnn", "--batch", "1,3", "--seq-len", "5,7", "--threads", "1", "--seconds", "0.01"]
     assert cli.main([*command, "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)["rows"]
+    found = json.loads(capsys.readouterr().out)
+    rows = found["rows"]
     assert [(row["batch"], row["seq_len"]) for row in rows] == [(1, 5), (1, 7), (3, 5), (3, 7)]
+    for plan in found["plans"]:
+        kernels = [layer["kernel"] for layer in plan["layers"]]
+        assert kernels == [layer["kernel"] for layer in fastrnn.load("net.frnn").explain()]
     for row in rows:
         assert row["calls"] > 0
         assert 0 < row["median_us"] <= row["p99_us"]

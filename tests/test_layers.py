@@ -235,11 +235,28 @@ def test_explain(isa, backend):
     plan = layer.explain(batch=64, seq_len=50)
     assert plan["isa"] == isa
     assert plan["backend"] == backend
+    assert plan["kernel"] == ("blas + lstm" if backend == "blas" else "lstm")
     assert plan["nbytes"] == layer.nbytes
     assert (plan["split"], plan["threads"]) == (("none", 1) if backend == "blas" else ("batch", 3))
     assert layer.explain(batch=1, seq_len=1)["threads"] == 1, "small work runs on one thread"
     fastrnn.set_num_threads(1)
     assert layer.explain(batch=64, seq_len=50)["threads"] == 1
+
+
+@pytest.mark.parametrize(
+    ("variant", "kernel"),
+    [
+        ("lstm projection", "lstm + projection"),
+        ("lstm peephole", "lstm variant"),
+        ("lstm everything", "lstm variant + projection"),
+        ("gru", "gru"),
+        ("gru clip reset before", "gru_reset_before variant"),
+        ("rnn relu", "rnn variant"),
+    ],
+)
+def test_explain_names_the_kernel(variant, kernel, backend):
+    layer = Case.of(variant).layer(backend)
+    assert layer.explain()["kernel"] == ("blas + " if backend == "blas" else "") + kernel
 
 
 def test_a_layer_keeps_the_instruction_set_it_was_built_with():

@@ -148,6 +148,9 @@ def test_explain_and_size_of_a_model():
     model = tagger()
     plans = model.explain()
     assert [plan["op"] for plan in plans] == ["embedding", "lstm", "layer_norm", "dense"]
+    packed = plans[-1]["backend"] == "packed"
+    kernels = ["numpy", "lstm", "layer_norm", "product"] if packed else ["numpy", "blas + lstm", "layer_norm", "blas"]
+    assert [plan["kernel"] for plan in plans] == kernels
     assert model.nbytes == sum(layer.nbytes for layer in model.layers.values()) > 0
     assert list(model.layers) == [node.name for node in model.spec.nodes]
     assert {name.split(".")[0] for name in model.tensors} == set(model.layers)
@@ -159,7 +162,8 @@ def test_threads_of_a_model():
     model = fastrnn.Model(fastrnn.Sequential(case.layer()).spec, threads=3)
     fastrnn.set_num_threads(1)
     (layer,) = model.layers.values()
-    assert layer.explain(16, 20)["threads"] == 3
+    assert layer.explain(16, 20)["threads"] == model.explain(16, 20)[0]["threads"] == 3
+    assert model.explain(1, 1)[0]["threads"] == 1
     assert_bits(flat(model(case.x)), flat(case.layer()(case.x)), "three threads and one")
 
 
