@@ -136,15 +136,27 @@ size_t frnn_recurrent_bytes(const frnn_recurrent *net)
 
 static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
-/* Time steps whose input products are made together: enough rows to use each weight often, few enough that the rows
- * and the results wait in the L2 cache. */
-static size_t chunk_steps(const frnn_recurrent *net, size_t rows)
+/* Rows of input products that are made together: enough to use each weight often, few enough that they and their
+ * results wait in the L2 cache. */
+static size_t chunk_rows(const frnn_recurrent *net)
 {
     enum { TOTALS_BYTES = 512 << 10, INPUT_BYTES = 1 << 20, MIN_ROWS = 48, MAX_ROWS = 512 };
-    size_t wanted = smaller(TOTALS_BYTES / (net->ops->gates * frnn_padded(&net->stack->hidden) * sizeof(float)),
-                            INPUT_BYTES / (net->input_size * sizeof(float) + 1));
-    wanted = wanted < MIN_ROWS ? MIN_ROWS : smaller(wanted, MAX_ROWS);
-    return rows < wanted ? wanted / (rows ? rows : 1) : 1;
+    size_t rows = smaller(TOTALS_BYTES / (net->ops->gates * frnn_padded(&net->stack->hidden) * sizeof(float)),
+                          INPUT_BYTES / (net->input_size * sizeof(float) + 1));
+    return rows < MIN_ROWS ? MIN_ROWS : smaller(rows, MAX_ROWS);
+}
+
+/* The rest of a plan: how many rows at a time, and how many steps of them. */
+static void cut(frnn_plan *plan, const frnn_recurrent *net, const frnn_recurrent_call *call)
+{
+    enum { FEW_ROWS = 256 };
+    const size_t parts = plan->split == FRNN_SPLIT_BATCH ? plan->groups : 1, wanted = chunk_rows(net);
+    const size_t most = wanted > FEW_ROWS ? wanted : FEW_ROWS, rows = (call->batch + parts - 1) / parts;
+    const size_t slices = rows > most ? (rows + most - 1) / most : 1;
+    plan->group_rows = (rows + slices - 1) / slices;
+    plan->slice_rows = plan->group_rows * parts;
+    plan->chunk_steps = plan->group_rows < wanted ? wanted / (plan->group_rows ? plan->group_rows : 1) : 1;
+    if (plan->chunk_steps > call->seq_len) plan->chunk_steps = call->seq_len ? call->seq_len : 1;
 }
 
 /* Floating-point operations of one row's step through all layers. */
@@ -164,7 +176,7 @@ static size_t step_flops(const frnn_recurrent *net)
 static frnn_plan make_plan(const frnn_recurrent *net, const frnn_recurrent_call *call, size_t threads)
 {
     enum { MIN_CALL_FLOPS = 2000000, MIN_MEMBER_STEP_FLOPS = 40000, CACHE_BYTES = 1536 << 10, ROWS = 4, ROWS_BEYOND_CACHE = 12 };
-    frnn_plan plan = {.split = FRNN_SPLIT_NONE, .groups = 1, .members = 1, .group_rows = call->batch};
+    frnn_plan plan = {.split = FRNN_SPLIT_NONE, .groups = 1, .members = 1};
     const size_t step = step_flops(net) * call->batch, layers = net->num_layers * net->directions;
     if (threads > 1 && !net->blas && call->seq_len > 0 && step >= MIN_CALL_FLOPS / call->seq_len) {
         const frnn_panels *hidden = &net->stack->hidden;
@@ -175,7 +187,6 @@ static frnn_plan make_plan(const frnn_recurrent *net, const frnn_recurrent_call 
         if (by_batch > 1 && by_batch >= 2 * by_direction && by_batch >= by_units) {
             plan.split = FRNN_SPLIT_BATCH;
             plan.groups = by_batch;
-            plan.group_rows = (call->batch + by_batch - 1) / by_batch;
         } else if (by_direction > 0 && 2 * by_direction >= by_units) {
             plan.split = FRNN_SPLIT_DIRECTIONS;
             plan.groups = 2;
@@ -185,8 +196,7 @@ static frnn_plan make_plan(const frnn_recurrent *net, const frnn_recurrent_call 
             plan.members = by_units;
         }
     }
-    plan.chunk_steps = chunk_steps(net, plan.group_rows);
-    if (plan.chunk_steps > call->seq_len) plan.chunk_steps = call->seq_len ? call->seq_len : 1;
+    cut(&plan, net, call);
     return plan;
 }
 

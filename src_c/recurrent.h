@@ -77,7 +77,8 @@ typedef enum frnn_split { FRNN_SPLIT_NONE, FRNN_SPLIT_BATCH, FRNN_SPLIT_DIRECTIO
 typedef struct frnn_plan {
     frnn_split split;
     size_t groups, members; /* groups of members each: members share rows and meet at every step, groups do not */
-    size_t group_rows;      /* at most */
+    size_t slice_rows;      /* rows of the batch that run at a time, from their first step to their last */
+    size_t group_rows;      /* of a group in a slice, at most */
     size_t chunk_steps;     /* time steps whose input products are made at once */
 } frnn_plan;
 

@@ -40,7 +40,8 @@ struct frnn_job {
     const frnn_recurrent *net;
     const frnn_recurrent_call *call;
     frnn_plan plan;
-    size_t chain; /* layers that a chunk passes before the next chunk */
+    frnn_range slice; /* rows of the batch */
+    size_t chain;     /* layers that a chunk passes before the next chunk */
     size_t stride, input_stride, gate_floats;
     group *groups;
     float *sequences[2]; /* between layers of two directions, and before a merge */
@@ -171,11 +172,12 @@ static void assign_rows(frnn_job *job)
         g->end_direction = by_direction ? k + 1 : job->net->directions;
         g->members = job->plan.members;
         const size_t part = k % parts;
-        const frnn_range share = frnn_share(call->batch, part, parts);
+        const frnn_range share = frnn_share(job->slice.end - job->slice.begin, part, parts);
+        g->rows = 0;
         if (call->lengths)
-            for (size_t b = part; b < call->batch; b += parts) give_row(g, (int64_t)b, call->lengths[b]);
+            for (size_t b = job->slice.begin + part; b < job->slice.end; b += parts) give_row(g, (int64_t)b, call->lengths[b]);
         else
-            for (size_t b = share.begin; b < share.end; b++) give_row(g, (int64_t)b, (int64_t)call->seq_len);
+            for (size_t b = share.begin; b < share.end; b++) give_row(g, (int64_t)(job->slice.begin + b), (int64_t)call->seq_len);
         if (call->lengths) sort_by_length(g->row, g->length, g->rows);
         g->steps = g->rows ? (size_t)g->length[0] : 0;
     }
@@ -491,13 +493,22 @@ static void run_member(void *arg, size_t thread)
         frnn_barrier_wait(&job->all, thread);
         p.in = out;
     }
-    if (merges) merge_directions(job, p.in.at, frnn_share(call->batch, thread, job->plan.groups * job->plan.members));
+    if (merges) {
+        const frnn_range share = frnn_share(job->slice.end - job->slice.begin, thread, job->plan.groups * job->plan.members);
+        merge_directions(job, p.in.at, (frnn_range){job->slice.begin + share.begin, job->slice.begin + share.end});
+    }
     frnn_float_mode_restore(mode);
 }
 
 bool frnn_job_run(frnn_job *job)
 {
-    assign_rows(job);
-    frnn_team_run(job->plan.groups * job->plan.members, run_member, job);
+    size_t begin = 0;
+    do {
+        const size_t left = job->call->batch - begin;
+        job->slice = (frnn_range){begin, begin + (left < job->plan.slice_rows ? left : job->plan.slice_rows)};
+        assign_rows(job);
+        frnn_team_run(job->plan.groups * job->plan.members, run_member, job);
+        begin = job->slice.end;
+    } while (begin < job->call->batch && !job->stop);
     return !job->stop;
 }

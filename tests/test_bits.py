@@ -106,6 +106,21 @@ def test_batch_and_position(case, isa, threads, seed, ragged):
         )
 
 
+@pytest.mark.parametrize("direction", ["forward", "bidirectional sum"])
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_batches_that_run_in_slices(variant, threads, ragged, direction, isa):
+    """More rows than wait in a cache run one part after another; each row as it does alone."""
+    case = Case.of(variant, batch=1100, seq_len=4, direction=direction, num_layers=2)
+    lengths = lengths_of(case, 1) if ragged else None
+    layer = layer_on(case, isa, threads)
+    whole = call(layer, case, arrays_of(case), lengths=lengths)
+    for rows in ([0, 1], [511, 512, 513], [1099], list(range(250, 300))):
+        some = call(layer, case, take(case, rows, arrays_of(case)), lengths=None if lengths is None else lengths[rows])
+        assert_bits(some, take(case, rows, whole), f"rows {rows} of {case} on {isa}, {threads} threads")
+
+
 @settings(max_examples=60)
 @given(case=cases(directions=("forward",)), isa=st.sampled_from(ISAS), threads=st.integers(1, 3), data=st.data())
 def test_cuts_in_time(case, isa, threads, data):
