@@ -7,6 +7,10 @@
  *
  * so one pass over a panel gives every gate of the same units.  Results for a panel are laid as [row][gate][vector][lane].
  *
+ * Where vlen is 16, there are several gates, and the last panel would have one vector of each with at most 8 units, it is
+ * a half panel: panel[kk][gate][lane] with 8 lanes, padded to whole vectors: LSTM [i|f][g|o], GRU [r|z][n|0].  Its results
+ * are laid alike, in a place as long as a full panel's.
+ *
  * Order of sums.  total = start; for each block of FRNN_SUM_BLOCK consecutive k: p = 0, p = fma(w_k, v_k, p) in the
  * order of k; total += p.  No kernel may use another order: a row's bits depend on nothing but the row.
  *
@@ -31,6 +35,7 @@ typedef struct frnn_panels {
     size_t vectors; /* of each gate: ceil(units / vlen) */
     size_t count;   /* panels: ceil(vectors / width) */
     size_t vlen;
+    bool half;   /* the last panel is a half panel */
     float *w;    /* NULL if the matrix is not there (k = 0) */
     float *bias; /* the start of each total, laid like one row of results; never NULL */
 } frnn_panels;
@@ -114,11 +119,15 @@ static inline size_t frnn_panel_row(const frnn_panels *panels) { return panels->
 /* Floats of one row of results of all panels, each as long as a full one. */
 static inline size_t frnn_results_row(const frnn_panels *panels) { return panels->count * frnn_panel_row(panels); }
 
-/* Vectors of each gate in panel p. */
+/* Whole vectors of each gate in panel p; 0: a half panel. */
 static inline size_t frnn_panel_width(const frnn_panels *panels, size_t p)
 {
     size_t left = panels->vectors - p * panels->width;
+    if (left == 1 && panels->half) return 0;
     return left < panels->width ? left : panels->width;
 }
+
+/* Vectors in a row of a panel. */
+static inline size_t frnn_row_vectors(size_t gates, size_t width) { return width ? gates * width : (gates + 1) / 2; }
 
 #endif

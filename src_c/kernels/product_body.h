@@ -5,6 +5,8 @@
  * NEON) or 12 of 16 leave room for the weights and a broadcast.
  * One row: two panels at once, all in registers, as eight chains are needed to hide the latency of an FMA. */
 
+#define ROW_VECTORS(gates, width) ((int)frnn_row_vectors((size_t)(gates), (size_t)(width)))
+
 #define UNROLL_FOR _Pragma("GCC unroll 32") for
 
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -94,21 +96,22 @@ TILE_FNS(4)
 static const tile_fn tiles[FRNN_MAX_WIDTH + 1][MAX_TILE_ROWS + 1] = {{NULL}, TILE_ROW(1), TILE_ROW(2), TILE_ROW(3), TILE_ROW(4)};
 static const uint32_t max_rows[] = {0, MAX_ROWS(1), MAX_ROWS(2), MAX_ROWS(3), MAX_ROWS(4)};
 
-/* One row: total[panel * nv + j] += a . w[panel][j]; `next_panel` is the distance between two panels. */
-INLINE void accumulate_row(const int panels, const int nv, const float *a, const float *w, size_t next_panel, size_t k, vf *total)
+/* One row: total[j] += a . w[j] for the `first` vectors of one panel and the `second` ones of the next, `next_panel` away. */
+INLINE void accumulate_row(const int first, const int second, const float *a, const float *w, size_t next_panel, size_t k, vf *total)
 {
+    const float *next = w + next_panel;
     for (size_t left = k; left > 0;) {
         size_t block = left < FRNN_SUM_BLOCK ? left : FRNN_SUM_BLOCK;
         vf part[2 * FRNN_MAX_WIDTH];
-        UNROLL_FOR (int j = 0; j < panels * nv; j++) part[j] = (vf){0};
+        UNROLL_FOR (int j = 0; j < first + second; j++) part[j] = (vf){0};
         for (size_t kk = 0; kk < block; kk++) {
             vf value = v_set(a[kk]);
-            UNROLL_FOR (int q = 0; q < panels; q++)
-                UNROLL_FOR (int j = 0; j < nv; j++)
-                    part[q * nv + j] = v_fma(v_load(w + (size_t)q * next_panel + (size_t)j * VLEN), value, part[q * nv + j]);
-            w += (size_t)nv * VLEN;
+            UNROLL_FOR (int j = 0; j < first; j++) part[j] = v_fma(v_load(w + (size_t)j * VLEN), value, part[j]);
+            UNROLL_FOR (int j = 0; j < second; j++) part[first + j] = v_fma(v_load(next + (size_t)j * VLEN), value, part[first + j]);
+            w += (size_t)first * VLEN;
+            next += (size_t)second * VLEN;
         }
-        UNROLL_FOR (int j = 0; j < panels * nv; j++) total[j] += part[j];
+        UNROLL_FOR (int j = 0; j < first + second; j++) total[j] += part[j];
         a += block;
         left -= block;
     }
@@ -129,7 +132,7 @@ typedef struct {
     void (*start)(const void *args, size_t row, size_t rows, size_t panel, vf *total);
     void (*finish)(const void *args, size_t row, size_t rows, size_t panel, vf *total);
     void (*one)(const void *args, size_t panel); /* one row, from start to finish */
-    void (*two)(const void *args, size_t panel); /* one row, two neighbouring panels */
+    void (*two)(const void *args, size_t panel); /* one row, `panel` and the next; the ops are those of the next */
 } panel_ops;
 
 /* Where panel p begins: all panels before it are full. */
@@ -164,8 +167,15 @@ static void run_group(size_t nv, const operand *x, size_t begin, uint32_t rows, 
     }
 }
 
-/* A matrix is walked backwards where the first panels are those that the last walk left in the cache; ops[w - 1] serves
- * panels of w vectors a gate. */
+/* A matrix is walked backwards where the first panels are those that the last walk left in the cache; ops[w] serves
+ * panels of w vectors a gate, ops[0] the half panel. */
+
+/* Neighbours of one width go together, and a half panel with the full one before it. */
+static inline bool go_together(const frnn_panels *matrix, size_t first)
+{
+    const size_t width = frnn_panel_width(matrix, first + 1);
+    return width == 0 || width == frnn_panel_width(matrix, first);
+}
 
 /* One row through the panels [begin, end). */
 static void walk_row(const void *args, const frnn_panels *matrix, size_t begin, size_t end, bool backwards, const panel_ops *ops)
@@ -173,11 +183,11 @@ static void walk_row(const void *args, const frnn_panels *matrix, size_t begin, 
     for (size_t left = end - begin; left > 0;) {
         const size_t p = backwards ? begin + left - 1 : end - left;
         const size_t first = backwards ? p - 1 : p; /* of two */
-        if (left > 1 && frnn_panel_width(matrix, first) == frnn_panel_width(matrix, first + 1)) {
-            ops[frnn_panel_width(matrix, first) - 1].two(args, first);
+        if (left > 1 && go_together(matrix, first)) {
+            ops[frnn_panel_width(matrix, first + 1)].two(args, first);
             left -= 2;
         } else {
-            ops[frnn_panel_width(matrix, p) - 1].one(args, p);
+            ops[frnn_panel_width(matrix, p)].one(args, p);
             left--;
         }
     }
@@ -194,7 +204,7 @@ static void walk_rows(const void *args, const operand *x, size_t begin, size_t e
     vf total[GROUP_ROWS * FRNN_MAX_WIDTH];
     for (size_t left = end - begin; left > 0; left--) {
         const size_t p = backwards ? begin + left - 1 : end - left;
-        const panel_ops *op = &ops[frnn_panel_width(matrix, p) - 1];
+        const panel_ops *op = &ops[frnn_panel_width(matrix, p)];
         const float *w = panel_weights(matrix, p);
         const size_t count = tile_count(x->rows, op->nv);
         ahead next = {(const char *)w, 0};
@@ -221,26 +231,37 @@ static void walk_rows(const void *args, const operand *x, size_t begin, size_t e
 }
 
 /* The functions of a kernel for panels of `width` vectors of `gates` gates, from two inline ones, start and finish, for
- * the rows [row, row + rows) and one or two panels; totals are laid as [panel][row][gate][vector]. */
-#define PANEL_OPS(name, args_type, operand_of, gates, width, start, finish)                                                 \
-    static void name##_rows_start(const void *args, size_t row, size_t rows, size_t panel, vf *total)                       \
-    {                                                                                                                       \
-        start((const args_type *)args, row, rows, panel, 1, width, total);                                                  \
-    }                                                                                                                       \
-    static void name##_rows_finish(const void *args, size_t row, size_t rows, size_t panel, vf *total)                      \
-    {                                                                                                                       \
-        finish((const args_type *)args, row, rows, panel, 1, width, total);                                                 \
-    }                                                                                                                       \
-    INLINE void name##_row(const args_type *args, size_t panel, const int panels)                                           \
-    {                                                                                                                       \
-        vf total[2 * FRNN_MAX_WIDTH];                                                                                       \
-        const operand x = operand_of(args);                                                                                 \
-        start(args, 0, 1, panel, panels, width, total);                                                                     \
-        accumulate_row(panels, (gates) * (width), x.a, panel_weights(x.matrix, panel), panel_floats(x.matrix), x.k, total); \
-        finish(args, 0, 1, panel, panels, width, total);                                                                    \
-    }                                                                                                                       \
-    static void name##_one(const void *args, size_t panel) { name##_row(args, panel, 1); }                                  \
-    static void name##_two(const void *args, size_t panel) { name##_row(args, panel, 2); }
+ * the rows [row, row + rows) of a panel; totals are laid as [row][gate][vector].  `before`: width of the panel before, which
+ * two() takes too. */
+#define PANEL_OPS(name, args_type, operand_of, gates, before, width, start, finish)                             \
+    static void name##_rows_start(const void *args, size_t row, size_t rows, size_t panel, vf *total)           \
+    {                                                                                                           \
+        start((const args_type *)args, row, rows, panel, width, total);                                         \
+    }                                                                                                           \
+    static void name##_rows_finish(const void *args, size_t row, size_t rows, size_t panel, vf *total)          \
+    {                                                                                                           \
+        finish((const args_type *)args, row, rows, panel, width, total);                                        \
+    }                                                                                                           \
+    static void name##_one(const void *args, size_t panel)                                                      \
+    {                                                                                                           \
+        const operand x = operand_of((const args_type *)args);                                                  \
+        const int nv = ROW_VECTORS(gates, width);                                                               \
+        vf total[FRNN_MAX_WIDTH];                                                                               \
+        start((const args_type *)args, 0, 1, panel, width, total);                                              \
+        accumulate_row(nv, 0, x.a, panel_weights(x.matrix, panel), 0, x.k, total);                              \
+        finish((const args_type *)args, 0, 1, panel, width, total);                                             \
+    }                                                                                                           \
+    static void name##_two(const void *args, size_t panel)                                                      \
+    {                                                                                                           \
+        const operand x = operand_of((const args_type *)args);                                                  \
+        const int first = ROW_VECTORS(gates, before), second = ROW_VECTORS(gates, width);                       \
+        vf total[2 * FRNN_MAX_WIDTH];                                                                           \
+        start((const args_type *)args, 0, 1, panel, before, total);                                             \
+        start((const args_type *)args, 0, 1, panel + 1, width, total + first);                                  \
+        accumulate_row(first, second, x.a, panel_weights(x.matrix, panel), panel_floats(x.matrix), x.k, total); \
+        finish((const args_type *)args, 0, 1, panel, before, total);                                            \
+        finish((const args_type *)args, 0, 1, panel + 1, width, total + first);                                 \
+    }
 #define PANEL_OPS_OF(name, nv) {nv, name##_rows_start, name##_rows_finish, name##_one, name##_two}
 
 /* ---- The product by itself ---- */
@@ -251,37 +272,43 @@ static inline operand product_operand(const frnn_product_args *s)
     return (operand){s->panels, s->a, s->a_stride, s->rows, s->panels->k, bias, s->out};
 }
 
-INLINE void product_start(const frnn_product_args *s, size_t row, size_t rows, size_t panel, const int panels, const int nv, vf *total)
+INLINE void product_start(const frnn_product_args *s, size_t row, size_t rows, size_t panel, const int nv, vf *total)
 {
     (void)row;
-    UNROLL_FOR (int q = 0; q < panels; q++)
-        for (size_t r = 0; r < rows; r++)
-            UNROLL_FOR (int j = 0; j < nv; j++)
-                total[((size_t)q * rows + r) * (size_t)nv + (size_t)j] =
-                    v_load(s->panels->bias + (panel + (size_t)q) * frnn_panel_row(s->panels) + (size_t)j * VLEN);
+    for (size_t r = 0; r < rows; r++)
+        UNROLL_FOR (int j = 0; j < nv; j++)
+            total[r * (size_t)nv + (size_t)j] = v_load(s->panels->bias + panel * frnn_panel_row(s->panels) + (size_t)j * VLEN);
 }
 
-INLINE void product_finish(const frnn_product_args *s, size_t row, size_t rows, size_t panel, const int panels, const int nv, vf *total)
+INLINE void product_finish(const frnn_product_args *s, size_t row, size_t rows, size_t panel, const int nv, vf *total)
 {
-    UNROLL_FOR (int q = 0; q < panels; q++)
-        for (size_t r = 0; r < rows; r++)
-            UNROLL_FOR (int j = 0; j < nv; j++)
-                v_store(s->out.at + (panel + (size_t)q) * s->out.panel_stride + (row + r) * s->out.row_stride + (size_t)j * VLEN,
-                        total[((size_t)q * rows + r) * (size_t)nv + (size_t)j]);
+    for (size_t r = 0; r < rows; r++)
+        UNROLL_FOR (int j = 0; j < nv; j++)
+            v_store(totals_at(&s->out, panel, row + r) + (size_t)j * VLEN, total[r * (size_t)nv + (size_t)j]);
 }
 
-PANEL_OPS(product_1, frnn_product_args, product_operand, 1, 1, product_start, product_finish)
-PANEL_OPS(product_2, frnn_product_args, product_operand, 1, 2, product_start, product_finish)
-PANEL_OPS(product_3, frnn_product_args, product_operand, 1, 3, product_start, product_finish)
-PANEL_OPS(product_4, frnn_product_args, product_operand, 1, 4, product_start, product_finish)
+#define PRODUCT_OPS(name, before, nv) PANEL_OPS(name, frnn_product_args, product_operand, 1, before, nv, product_start, product_finish)
+PRODUCT_OPS(product_1, 1, 1)
+PRODUCT_OPS(product_2, 2, 2)
+PRODUCT_OPS(product_3, 3, 3)
+PRODUCT_OPS(product_4, 4, 4)
+#if VLEN == 16
+PRODUCT_OPS(product_half_2, 4, 1)
+PRODUCT_OPS(product_half_3, 3, 2)
+PRODUCT_OPS(product_half_4, 4, 2)
+#endif
 
 static void product(const frnn_product_args *s)
 {
     static const panel_ops by_vectors[] = {PANEL_OPS_OF(product_1, 1), PANEL_OPS_OF(product_2, 2), PANEL_OPS_OF(product_3, 3),
                                            PANEL_OPS_OF(product_4, 4)};
     /* By vectors of all gates, not by width. */
-    panel_ops ops[FRNN_MAX_WIDTH];
-    for (size_t width = 1; width <= s->panels->width; width++) ops[width - 1] = by_vectors[s->panels->gates * width - 1];
+    panel_ops ops[FRNN_MAX_WIDTH + 1];
+    for (size_t width = 1; width <= s->panels->width; width++) ops[width] = by_vectors[s->panels->gates * width - 1];
+#if VLEN == 16
+    static const panel_ops halves[] = {PANEL_OPS_OF(product_half_2, 1), PANEL_OPS_OF(product_half_3, 2), PANEL_OPS_OF(product_half_4, 2)};
+    if (s->panels->half) ops[0] = halves[s->panels->gates - 2];
+#endif
     if (s->rows == 1)
         walk_row(s, s->panels, s->panel_begin, s->panel_end, false, ops);
     else {

@@ -53,6 +53,19 @@ static inline vmask v_less(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (_
 static inline vf v_select(vmask m, vf a, vf b) { return (vf)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a); }
 static inline vf v_sqrt(vf a) { return (vf)_mm512_sqrt_ps((__m512)a); }
 
+/* Two halves, each of a vector or from memory, as one vector. */
+static inline vf v_low_halves(vf a, vf b) { return (vf)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0x44); }
+static inline vf v_high_halves(vf a, vf b) { return (vf)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0xee); }
+static inline vf v_load_halves(const float *low, const float *high)
+{
+    return (vf)_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(low)), _mm256_loadu_ps(high), 1);
+}
+static inline void v_store_halves(float *low, float *high, vf x)
+{
+    _mm256_storeu_ps(low, _mm512_castps512_ps256((__m512)x));
+    _mm256_storeu_ps(high, _mm512_extractf32x8_ps((__m512)x, 1));
+}
+
 #elif defined(__AVX2__)
 
 static inline vf v_fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
