@@ -207,12 +207,12 @@ static size_t job_bytes(const frnn_recurrent *net, const frnn_recurrent_call *ca
     return measure.used;
 }
 
-/* The team may grant fewer threads than asked: the memory must do for any number. */
+/* The team may grant fewer threads than a plan asks for: the memory must do for any number. */
 size_t frnn_recurrent_scratch(const frnn_recurrent *net, const frnn_recurrent_call *call)
 {
     const frnn_plan plan = make_plan(net, call, call->threads);
-    size_t bytes = 0;
-    for (size_t threads = plan.groups * plan.members; threads > 0; threads--) {
+    size_t bytes = job_bytes(net, call, call->threads);
+    for (size_t threads = plan.groups * plan.members - 1; threads > 0; threads--) {
         size_t needed = job_bytes(net, call, threads);
         bytes = needed > bytes ? needed : bytes;
     }

@@ -173,9 +173,17 @@ static void free_example(example *e)
 
 static bool forward(const frnn_recurrent *net, const frnn_recurrent_call *call)
 {
-    void *scratch = frnn_scratch(frnn_recurrent_scratch(net, call));
+    /* Scratch of exactly the size that was asked for, and a fence behind it. */
+    enum { FENCE = 1 << 16, MARK = 0x5a };
+    const size_t bytes = frnn_recurrent_scratch(net, call);
+    unsigned char *scratch = aligned_alloc(64, bytes + FENCE);
     if (!scratch) fail("out of", "memory");
-    return frnn_recurrent_forward(net, call, scratch);
+    memset(scratch + bytes, MARK, FENCE);
+    const bool finished = frnn_recurrent_forward(net, call, scratch);
+    for (size_t k = 0; k < FENCE; k++)
+        if (scratch[bytes + k] != MARK) fail("wrote beyond its", "scratch");
+    free(scratch);
+    return finished;
 }
 
 static void print_layers(void)
