@@ -147,20 +147,22 @@ static inline float *totals_at(const frnn_totals *totals, size_t panel, size_t r
 static inline size_t tile_count(size_t rows, size_t nv) { return ((uint32_t)rows + max_rows[nv] - 1) / max_rows[nv]; }
 
 /* Tiles of nearly equal height beat full tiles and a thin rest. */
-static void run_group(size_t nv, const operand *x, size_t begin, uint32_t rows, const float *w, ahead *next, sums s)
+static void run_group(size_t nv, const operand *x, size_t begin, uint32_t rows, const float *w, const float *w_next, bool far, sums s)
 {
     const uint32_t count = (uint32_t)tile_count(rows, nv), low = rows / count, higher = rows % count; /* the first ones have a row more */
     for (size_t done = 0; done < x->k; done += FRNN_SUM_BLOCK) {
         const size_t block = x->k - done < FRNN_SUM_BLOCK ? x->k - done : FRNN_SUM_BLOCK;
-        const float *a = x->a + begin * x->a_stride + done;
+        const float *a = x->a + begin * x->a_stride + done, *block_next = done + block < x->k ? w + (done + block) * nv * VLEN : w_next;
+        ahead next = {(const char *)(block_next ? block_next : w),
+                      block_next && (count > 1 || far) ? nv * VLEN * sizeof(float) / count : 0};
         sums part = s;
         for (uint32_t t = 0; t < count; t++) {
             const size_t height = low + (t < higher);
-            tiles[nv][height](a, x->a_stride, w + done * nv * VLEN, block, *next, part);
+            tiles[nv][height](a, x->a_stride, w + done * nv * VLEN, block, next, part);
             a += height * x->a_stride;
             part.from += height * s.from_stride;
             part.to += height * s.to_stride;
-            next->at += next->step * block;
+            next.at += next.step * block;
         }
         s.from = s.to;
         s.from_stride = s.to_stride;
@@ -198,7 +200,6 @@ static void walk_row(const void *args, const frnn_panels *matrix, size_t begin, 
 static void walk_rows(const void *args, const operand *x, size_t begin, size_t end, bool backwards, const panel_ops *ops)
 {
     const frnn_panels *matrix = x->matrix;
-    const ptrdiff_t next_panel = (ptrdiff_t)(panel_floats(matrix) * sizeof(float));
     /* With few rows the processor itself fetches fast enough. */
     const bool far = x->rows > 4 && panel_floats(matrix) * (end - begin) * sizeof(float) > CACHE_BYTES;
     vf total[GROUP_ROWS * FRNN_MAX_WIDTH];
@@ -206,12 +207,7 @@ static void walk_rows(const void *args, const operand *x, size_t begin, size_t e
         const size_t p = backwards ? begin + left - 1 : end - left;
         const panel_ops *op = &ops[frnn_panel_width(matrix, p)];
         const float *w = panel_weights(matrix, p);
-        const size_t count = tile_count(x->rows, op->nv);
-        ahead next = {(const char *)w, 0};
-        if (left > 1 && (count > 1 || far)) {
-            next.at += backwards ? -next_panel : next_panel;
-            next.step = frnn_panel_row(matrix) * sizeof(float) / count;
-        }
+        const float *w_next = left > 1 ? panel_weights(matrix, backwards ? p - 1 : p + 1) : NULL;
         for (size_t row = 0; row < x->rows; row += GROUP_ROWS) {
             const size_t group = x->rows - row < GROUP_ROWS ? x->rows - row : GROUP_ROWS;
             sums s = {(float *)total, (float *)total, op->nv * VLEN, op->nv * VLEN};
@@ -224,7 +220,7 @@ static void walk_rows(const void *args, const operand *x, size_t begin, size_t e
                 s.to = totals_at(&x->to, p, row);
                 s.to_stride = x->to.row_stride;
             }
-            run_group(op->nv, x, row, (uint32_t)group, w, &next, s);
+            run_group(op->nv, x, row, (uint32_t)group, w, w_next, far, s);
             if (!x->to.at || x->k == 0) op->finish(args, row, group, p, total);
         }
     }
