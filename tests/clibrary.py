@@ -1,13 +1,8 @@
-"""The C library without Python: compiled with the flags of setup.py, linked with a program of tests/c.
-
-Objects are kept in build/c by the contents of everything that they are made from.
-"""
+"""The C library without Python, linked with a program of tests/c."""
 
 from __future__ import annotations
 
-import ast
 import functools
-import hashlib
 import os
 import platform
 import shutil
@@ -15,56 +10,17 @@ import subprocess
 from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
+from c_objects import ROOT, SOURCES, compiled, isa_flags
 
-ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ROOT / "src_c"
 PROGRAMS = ROOT / "tests" / "c"
-CACHE = ROOT / "build" / "c"
-
-
-@functools.cache
-def setup_value(name: str) -> Any:
-    """A constant of setup.py."""
-    for node in ast.parse((ROOT / "setup.py").read_text()).body:
-        if isinstance(node, ast.Assign) and any(
-            isinstance(target, ast.Name) and target.id == name for target in node.targets
-        ):
-            return ast.literal_eval(node.value)
-    raise AssertionError(f"setup.py has no {name}")
-
-
-def isa_flags(machine: str = platform.machine()) -> dict[str, list[str]]:
-    """The kernels of a machine and their flags."""
-    return setup_value("ISA_FLAGS").get(machine, {"generic": []})
 
 
 @functools.cache
 def find(tool: str) -> str:
     """The path of a program; without it the test is skipped."""
     return shutil.which(tool) or pytest.skip(f"{tool} is not installed")
-
-
-@functools.cache
-def _headers(compiler: str) -> bytes:
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    headers = sorted([*SOURCES.rglob("*.h"), *PROGRAMS.glob("*.h")])
-    return version + b"".join(path.read_bytes() for path in headers)
-
-
-def compiled(compiler: str, source: Path, *flags: str) -> Path:
-    """The object of a source."""
-    command = [compiler, *setup_value("CFLAGS"), *flags, "-I", str(SOURCES), "-c", str(source)]
-    made_from = repr(command).encode() + _headers(compiler) + source.read_bytes()
-    target = CACHE / f"{source.stem}-{hashlib.sha256(made_from).hexdigest()[:16]}.o"
-    if not target.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_suffix(f".{os.getpid()}")
-        subprocess.run([*command, "-o", str(unfinished)], check=True)
-        unfinished.rename(target)
-    return target
 
 
 def kernel_object(compiler: str, isa: str, *flags: str, machine: str = platform.machine()) -> Path:

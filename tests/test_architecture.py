@@ -8,7 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from clibrary import SOURCES, compiled, find, isa_flags, kernel_object
+from c_objects import SOURCES, compiled, isa_flags
+from clibrary import find, kernel_object
 from scripts import ROOT, check
 
 PACKAGE = ROOT / "fastrnn"

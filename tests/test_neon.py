@@ -9,7 +9,8 @@ import subprocess
 
 import pytest
 import ulp_sweep
-from clibrary import find, isa_flags, program
+from c_objects import isa_flags
+from clibrary import find, program
 from ulp_sweep import ELEMENTWISE, measure
 
 WHAT = ("layers", "calls", "rows")

@@ -11,7 +11,8 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from clibrary import find, isa_flags
+from c_objects import isa_flags
+from clibrary import find
 from scripts import ROOT, check, environment
 
 import fastrnn

@@ -23,6 +23,7 @@ import numpy as np
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import c_objects
 import clibrary
 from tolerances import ABSOLUTE, FLUSHED, ULP
 
@@ -61,7 +62,7 @@ class Worst:
 
 def native(folder: Path) -> list[Path]:
     """The command that runs ulp.c on this machine; built in a folder."""
-    return [clibrary.program(folder, clibrary.find("gcc"), clibrary.isa_flags(), "-O2", name="ulp")]
+    return [clibrary.program(folder, clibrary.find("gcc"), c_objects.isa_flags(), "-O2", name="ulp")]
 
 
 def measure(
@@ -108,8 +109,8 @@ def main() -> None:
     parser.add_argument("--begin", type=int, default=0, help="first bit pattern (default 0)")
     parser.add_argument("--count", type=int, default=1 << 32, help="how many bit patterns (default 2^32)")
     options = parser.parse_args()
-    clibrary.CACHE.mkdir(parents=True, exist_ok=True)
-    command = native(clibrary.CACHE)
+    c_objects.CACHE.mkdir(parents=True, exist_ok=True)
+    command = native(c_objects.CACHE)
     print("| activation | instruction set | ULP (at) | error / max(1, abs(y)) (at) | checksum |")
     print("|---|---|---|---|---|")
     for name in options.names or ELEMENTWISE:
