@@ -22,6 +22,8 @@ enum { MAX_TILE_ROWS = 8, GROUP_ROWS = 48, AHEAD = 8, CACHE_BYTES = 1 << 20 };
 #define IN_REGISTER(value) __asm__("" : "+v"(value))
 #elif defined(__aarch64__)
 #define IN_REGISTER(value) __asm__("" : "+w"(value))
+#else
+#define IN_REGISTER(value) (void)0
 #endif
 
 /* Memory that tiles fetch into L2 while they run: `step` bytes for every k. */
@@ -195,7 +197,7 @@ static void walk_row(const void *args, const frnn_panels *matrix, size_t begin, 
     }
 }
 
-/* Many rows.  Weights that no cache holds come from afar only once for all rows: while the tiles of one panel run, they
+/* Many rows.  Weights that no cache holds come from afar only once for all rows: while the tiles of one block run, they
  * fetch the next. */
 static void walk_rows(const void *args, const operand *x, size_t begin, size_t end, bool backwards, const panel_ops *ops)
 {
