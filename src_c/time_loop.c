@@ -160,6 +160,13 @@ static void give_row(group *g, int64_t row, int64_t length)
     g->length[g->rows++] = length;
 }
 
+/* Rows of the slice in one of `parts` shares. */
+static frnn_range share_of_slice(const frnn_job *job, size_t part, size_t parts)
+{
+    const frnn_range share = frnn_share(job->slice.end - job->slice.begin, part, parts);
+    return (frnn_range){job->slice.begin + share.begin, job->slice.begin + share.end};
+}
+
 /* Groups that split the batch take neighbouring rows; ragged ones are dealt in turn, so that all run equally long. */
 static void assign_rows(frnn_job *job)
 {
@@ -172,12 +179,12 @@ static void assign_rows(frnn_job *job)
         g->end_direction = by_direction ? k + 1 : job->net->directions;
         g->members = job->plan.members;
         const size_t part = k % parts;
-        const frnn_range share = frnn_share(job->slice.end - job->slice.begin, part, parts);
+        const frnn_range share = share_of_slice(job, part, parts);
         g->rows = 0;
         if (call->lengths)
             for (size_t b = job->slice.begin + part; b < job->slice.end; b += parts) give_row(g, (int64_t)b, call->lengths[b]);
         else
-            for (size_t b = share.begin; b < share.end; b++) give_row(g, (int64_t)(job->slice.begin + b), (int64_t)call->seq_len);
+            for (size_t b = share.begin; b < share.end; b++) give_row(g, (int64_t)b, (int64_t)call->seq_len);
         if (call->lengths) sort_by_length(g->row, g->length, g->rows);
         g->steps = g->rows ? (size_t)g->length[0] : 0;
     }
@@ -493,10 +500,7 @@ static void run_member(void *arg, size_t thread)
         frnn_barrier_wait(&job->all, thread);
         p.in = out;
     }
-    if (merges) {
-        const frnn_range share = frnn_share(job->slice.end - job->slice.begin, thread, job->plan.groups * job->plan.members);
-        merge_directions(job, p.in.at, (frnn_range){job->slice.begin + share.begin, job->slice.begin + share.end});
-    }
+    if (merges) merge_directions(job, p.in.at, share_of_slice(job, thread, job->plan.groups * job->plan.members));
     frnn_float_mode_restore(mode);
 }
 
