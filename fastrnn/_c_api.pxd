@@ -31,7 +31,8 @@ cdef extern from "fastrnn.h" nogil:
     ctypedef enum frnn_activation_kind:
         FRNN_LINEAR, FRNN_SIGMOID, FRNN_TANH, FRNN_RELU, FRNN_HARD_SIGMOID, FRNN_AFFINE, FRNN_LEAKY_RELU, FRNN_THRESHOLDED_RELU
         FRNN_SCALED_TANH, FRNN_ELU, FRNN_SOFTSIGN, FRNN_SOFTPLUS, FRNN_EXP, FRNN_SELU, FRNN_SILU, FRNN_GELU, FRNN_GELU_TANH, FRNN_MISH
-        FRNN_RELU6, FRNN_HARD_TANH, FRNN_HARD_SWISH, FRNN_LOG_SIGMOID
+        FRNN_RELU6, FRNN_HARD_TANH, FRNN_HARD_SWISH, FRNN_LOG_SIGMOID, FRNN_CELU, FRNN_ABS, FRNN_NEG, FRNN_SIGN, FRNN_SQUARE
+        FRNN_SQRT, FRNN_RECIPROCAL, FRNN_LOG, FRNN_ERF, FRNN_FLOOR, FRNN_CEIL, FRNN_ROUND
     ctypedef struct frnn_activation:
         frnn_activation_kind kind
         float alpha
@@ -82,6 +83,10 @@ cdef extern from "fastrnn.h" nogil:
         const float *c_0
         float *h_n
         float *c_n
+        const int64_t *state_rows
+        size_t state_capacity
+        const float **x_rows
+        float **y_rows
         const int64_t *lengths
         const int64_t *times
         frnn_padding padding
@@ -110,7 +115,8 @@ cdef extern from "fastrnn.h" nogil:
     void frnn_dense_free(frnn_dense *layer)
     size_t frnn_dense_bytes(const frnn_dense *layer)
     size_t frnn_dense_scratch(const frnn_dense *layer, size_t rows, size_t threads)
-    void frnn_dense_forward(const frnn_dense *layer, size_t rows, const float *x, float *y, size_t threads, void *scratch)
+    void frnn_dense_forward(const frnn_dense *layer, size_t rows, const float *x, ptrdiff_t x_stride, float *y, ptrdiff_t y_stride,
+                            size_t threads, void *scratch)
 
     ctypedef struct frnn_kernels:
         pass
@@ -121,3 +127,51 @@ cdef extern from "fastrnn.h" nogil:
                          float eps, float *y)
     void frnn_scale_shift(const frnn_kernels *kernels, size_t rows, size_t n, const float *x, const float *scale, const float *shift,
                           float *y)
+
+    enum:
+        FRNN_MAX_AXES, FRNN_NO_SLOT
+    ctypedef enum frnn_binary_kind:
+        FRNN_BINARY_ADD, FRNN_BINARY_SUB, FRNN_BINARY_MUL, FRNN_BINARY_DIV, FRNN_BINARY_POW, FRNN_BINARY_MIN, FRNN_BINARY_MAX
+        FRNN_BINARY_PRELU
+    ctypedef enum frnn_reduction:
+        FRNN_REDUCE_SUM, FRNN_REDUCE_MEAN, FRNN_REDUCE_MAX, FRNN_REDUCE_MIN, FRNN_REDUCE_PROD, FRNN_REDUCE_L1, FRNN_REDUCE_SUM_SQUARE
+    ctypedef struct frnn_operand:
+        int slot
+        ptrdiff_t offset
+    ctypedef struct frnn_loops:
+        size_t axes
+        size_t *size
+        ptrdiff_t *y
+        ptrdiff_t *a
+        ptrdiff_t *b
+    ctypedef enum frnn_program_step_kind:
+        FRNN_STEP_COPY, FRNN_STEP_FILL, FRNN_STEP_BINARY, FRNN_STEP_ACTIVATE, FRNN_STEP_REDUCE, FRNN_STEP_SOFTMAX, FRNN_STEP_LAYER_NORM
+        FRNN_STEP_SCALE_SHIFT, FRNN_STEP_MATMUL, FRNN_STEP_DENSE, FRNN_STEP_RECURRENT
+    ctypedef struct frnn_program_step:
+        frnn_program_step_kind kind
+        frnn_operand y
+        frnn_operand y_2
+        frnn_operand y_3
+        frnn_operand a
+        frnn_operand b
+        frnn_operand c
+        frnn_loops loops
+        size_t rows
+        size_t n
+        size_t k
+        ptrdiff_t a_row
+        ptrdiff_t b_row
+        ptrdiff_t b_column
+        ptrdiff_t y_row
+        float value
+        c_bool logarithm
+        frnn_binary_kind binary
+        frnn_reduction reduction
+        frnn_activation activation
+        const frnn_dense *dense
+        const frnn_recurrent *recurrent
+        frnn_recurrent_call call
+        size_t chain
+    size_t frnn_program_scratch(const frnn_kernels *kernels, const frnn_program_step *steps, size_t count, size_t threads)
+    c_bool frnn_program_run(const frnn_kernels *kernels, const frnn_program_step *steps, size_t count, float **at, size_t threads,
+                            void *scratch)

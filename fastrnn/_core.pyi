@@ -66,6 +66,7 @@ class RecurrentHandle:
     def forward_exact(self, x: Any, state: Any, out: Any, batch_first: bool, features: int, threads: int) -> Any: ...
 
 class DenseHandle:
+    backend: str
     def __init__(self, weight: np.ndarray, bias: np.ndarray | None, act: Activation, backend: str) -> None: ...
     @property
     def nbytes(self) -> int: ...
@@ -88,4 +89,32 @@ class RowKernels:
     ) -> None: ...
     def scale_shift(
         self, rows: int, n: int, x: np.ndarray, scale: np.ndarray, shift: np.ndarray, y: np.ndarray
+    ) -> None: ...
+
+BINARY_KINDS: dict[str, int]
+REDUCTION_KINDS: dict[str, int]
+STEP_KINDS: dict[str, int]
+
+class Program:
+    count: int
+    constants: np.ndarray
+    def __init__(
+        self,
+        steps: list[dict[str, Any]],
+        constants: np.ndarray,
+        inputs: int,
+        outputs: int,
+        flops: float,
+        kernels: RowKernels,
+    ) -> None: ...
+    def scratch(self, threads: int, first: int, last: int) -> int: ...
+    def run(
+        self,
+        block: np.ndarray,
+        inputs: list[np.ndarray],
+        outputs: list[np.ndarray],
+        threads: int,
+        first: int,
+        last: int,
+        size: int,
     ) -> None: ...

@@ -28,7 +28,23 @@ ACTIVATION_KINDS = {
     "softsign": c_api.FRNN_SOFTSIGN, "softplus": c_api.FRNN_SOFTPLUS, "exp": c_api.FRNN_EXP, "selu": c_api.FRNN_SELU,
     "silu": c_api.FRNN_SILU, "gelu": c_api.FRNN_GELU, "gelu_tanh": c_api.FRNN_GELU_TANH, "mish": c_api.FRNN_MISH,
     "relu6": c_api.FRNN_RELU6, "hard_tanh": c_api.FRNN_HARD_TANH, "hard_swish": c_api.FRNN_HARD_SWISH,
-    "log_sigmoid": c_api.FRNN_LOG_SIGMOID,
+    "log_sigmoid": c_api.FRNN_LOG_SIGMOID, "celu": c_api.FRNN_CELU, "abs": c_api.FRNN_ABS, "neg": c_api.FRNN_NEG,
+    "sign": c_api.FRNN_SIGN, "square": c_api.FRNN_SQUARE, "sqrt": c_api.FRNN_SQRT, "reciprocal": c_api.FRNN_RECIPROCAL,
+    "log": c_api.FRNN_LOG, "erf": c_api.FRNN_ERF, "floor": c_api.FRNN_FLOOR, "ceil": c_api.FRNN_CEIL, "round": c_api.FRNN_ROUND,
+}
+BINARY_KINDS = {
+    "add": c_api.FRNN_BINARY_ADD, "sub": c_api.FRNN_BINARY_SUB, "mul": c_api.FRNN_BINARY_MUL, "div": c_api.FRNN_BINARY_DIV,
+    "pow": c_api.FRNN_BINARY_POW, "min": c_api.FRNN_BINARY_MIN, "max": c_api.FRNN_BINARY_MAX, "prelu": c_api.FRNN_BINARY_PRELU,
+}
+REDUCTION_KINDS = {
+    "sum": c_api.FRNN_REDUCE_SUM, "mean": c_api.FRNN_REDUCE_MEAN, "max": c_api.FRNN_REDUCE_MAX, "min": c_api.FRNN_REDUCE_MIN,
+    "prod": c_api.FRNN_REDUCE_PROD, "l1": c_api.FRNN_REDUCE_L1, "sum_square": c_api.FRNN_REDUCE_SUM_SQUARE,
+}
+STEP_KINDS = {
+    "copy": c_api.FRNN_STEP_COPY, "fill": c_api.FRNN_STEP_FILL, "binary": c_api.FRNN_STEP_BINARY,
+    "activate": c_api.FRNN_STEP_ACTIVATE, "reduce": c_api.FRNN_STEP_REDUCE, "softmax": c_api.FRNN_STEP_SOFTMAX,
+    "layer_norm": c_api.FRNN_STEP_LAYER_NORM, "scale_shift": c_api.FRNN_STEP_SCALE_SHIFT, "matmul": c_api.FRNN_STEP_MATMUL,
+    "dense": c_api.FRNN_STEP_DENSE, "recurrent": c_api.FRNN_STEP_RECURRENT,
 }
 CELLS = {"lstm": c_api.FRNN_LSTM, "gru": c_api.FRNN_GRU, "rnn": c_api.FRNN_RNN}
 MERGES = {"concat": c_api.FRNN_CONCAT, "sum": c_api.FRNN_SUM, "mul": c_api.FRNN_MUL, "ave": c_api.FRNN_AVE}
@@ -205,6 +221,10 @@ cdef class RecurrentHandle:
         call.x = NULL
         call.y = call.h_n = call.c_n = NULL
         call.h_0 = call.c_0 = NULL
+        call.state_rows = NULL
+        call.state_capacity = 0
+        call.x_rows = NULL
+        call.y_rows = NULL
         call.lengths = call.times = NULL
         call.padding = c_api.FRNN_PAD_ZERO
         call.poll = poll_signals
@@ -333,9 +353,13 @@ cdef class DenseHandle:
     """A packed dense layer."""
 
     cdef c_api.frnn_dense *layer
+    cdef size_t input_size, output_size
+    cdef readonly str backend
 
     def __cinit__(self, cnp.ndarray weight, bias, tuple act, str backend):
-        check(c_api.frnn_dense_create(&self.layer, cnp.PyArray_DIM(weight, 1), cnp.PyArray_DIM(weight, 0), floats(weight), floats(bias),
+        self.backend = backend
+        self.output_size, self.input_size = cnp.PyArray_DIM(weight, 0), cnp.PyArray_DIM(weight, 1)
+        check(c_api.frnn_dense_create(&self.layer, self.input_size, self.output_size, floats(weight), floats(bias),
                                       activation(act), BACKENDS[backend]))
 
     def __dealloc__(self):
@@ -352,7 +376,7 @@ cdef class DenseHandle:
         cdef float *to_y = floats(y)
         cdef void *memory = scratch(c_api.frnn_dense_scratch(self.layer, rows, threads))
         with nogil:
-            c_api.frnn_dense_forward(self.layer, rows, from_x, to_y, threads, memory)
+            c_api.frnn_dense_forward(self.layer, rows, from_x, self.input_size, to_y, self.output_size, threads, memory)
 
 
 # ---- Elements and rows ----
@@ -400,3 +424,100 @@ cdef class RowKernels:
         cdef float *to_y = floats(y)
         with nogil:
             c_api.frnn_scale_shift(self.kernels, rows, n, from_x, by, plus, to_y)
+
+
+# ---- Programs ----
+
+cdef c_api.frnn_operand operand(value):
+    cdef c_api.frnn_operand o
+    o.slot, o.offset = (c_api.FRNN_NO_SLOT, 0) if value is None else value
+    return o
+
+
+cdef class Program:
+    """The steps of a model for one set of shapes, run over a table of pointers.
+
+    ``steps`` are dicts of the fields of frnn_program_step; operands are (slot, offset), loops are lists of (size, y stride,
+    a stride, b stride), and ``layer`` is a RecurrentHandle or DenseHandle.  Slots are, in order: the block of
+    intermediate results, the constants, the inputs, the outputs.
+    """
+
+    cdef c_api.frnn_program_step *steps
+    cdef readonly Py_ssize_t count
+    cdef size_t slots
+    cdef double flops
+    cdef const c_api.frnn_kernels *kernels
+    cdef list layers
+    cdef readonly cnp.ndarray constants
+
+    def __cinit__(self, list steps, cnp.ndarray constants, size_t inputs, size_t outputs, double flops, RowKernels kernels):
+        cdef Py_ssize_t k
+        self.kernels = kernels.kernels
+        self.count, self.slots, self.flops = len(steps), 2 + inputs + outputs, flops
+        self.constants = constants
+        self.layers = [step["layer"] for step in steps if "layer" in step]
+        self.steps = <c_api.frnn_program_step *> calloc(max(self.count, 1), sizeof(c_api.frnn_program_step))
+        if self.steps == NULL:
+            raise MemoryError("not enough memory for the steps of a model")
+        for k in range(self.count):
+            self.fill(&self.steps[k], steps[k])
+
+    def __dealloc__(self):
+        free(self.steps)
+
+    cdef int fill(self, c_api.frnn_program_step *step, dict given) except -1:
+        cdef size_t axis
+        step.kind = STEP_KINDS[given["kind"]]
+        step.y, step.y_2, step.y_3 = operand(given.get("y")), operand(given.get("y_2")), operand(given.get("y_3"))
+        step.a, step.b, step.c = operand(given.get("a")), operand(given.get("b")), operand(given.get("c"))
+        loops = given.get("loops", ())
+        step.loops.axes = len(loops)
+        assert step.loops.axes <= c_api.FRNN_MAX_AXES
+        for axis, (size, y, a, b) in enumerate(loops):
+            step.loops.size[axis], step.loops.y[axis], step.loops.a[axis], step.loops.b[axis] = size, y, a, b
+        step.rows, step.n, step.k = given.get("rows", 0), given.get("n", 0), given.get("k", 0)
+        step.a_row, step.b_row, step.b_column, step.y_row = (
+            given.get("a_row", 0), given.get("b_row", 0), given.get("b_column", 0), given.get("y_row", 0)
+        )
+        step.value, step.logarithm, step.chain = given.get("value", 0.0), given.get("logarithm", False), given.get("chain", 0)
+        if "binary" in given:
+            step.binary = BINARY_KINDS[given["binary"]]
+        if "reduction" in given:
+            step.reduction = REDUCTION_KINDS[given["reduction"]]
+        if "activation" in given:
+            step.activation = activation(given["activation"])
+        if given["kind"] == "dense":
+            step.dense = (<DenseHandle> given["layer"]).layer
+        if given["kind"] == "recurrent":
+            step.recurrent = (<RecurrentHandle> given["layer"]).net
+            step.call = (<RecurrentHandle> given["layer"]).call_of(given["batch"], given["seq_len"], 1)
+            step.call.x_batch_stride, step.call.x_time_stride = given["x_strides"]
+            step.call.y_batch_stride, step.call.y_time_stride = given["y_strides"]
+        return 0
+
+    def scratch(self, size_t threads, Py_ssize_t first, Py_ssize_t last):
+        """Bytes that a run of these steps lends to them."""
+        return c_api.frnn_program_scratch(self.kernels, self.steps + first, last - first, threads)
+
+    def run(self, cnp.ndarray block, list inputs, list outputs, size_t threads, Py_ssize_t first, Py_ssize_t last, size_t size):
+        """Run the steps first .. last - 1, which need `size` bytes of scratch."""
+        cdef float *at[64]
+        cdef float **table = at
+        cdef size_t k = 2
+        cdef char *memory = <char *> scratch(size + self.slots * sizeof(float *))
+        cdef c_api.c_bool finished
+        if self.slots > 64:
+            table = <float **> (memory + size)
+        table[0], table[1] = floats(block), floats(self.constants)
+        for array in inputs:
+            table[k] = floats(array)
+            k += 1
+        for array in outputs:
+            table[k] = floats(array)
+            k += 1
+        if self.flops < KEEP_GIL_FLOPS:
+            finished = c_api.frnn_program_run(self.kernels, self.steps + first, last - first, table, threads, memory)
+        else:
+            with nogil:
+                finished = c_api.frnn_program_run(self.kernels, self.steps + first, last - first, table, threads, memory)
+        return None if finished else raise_pending()

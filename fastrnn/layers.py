@@ -202,9 +202,9 @@ class Dense(Stateless):
         weight = self.node.weights["weight"]
         self.output_size, self.input_size = weight.shape
         self._activation = activation(self.node.attr("activation"))
-        self._by_row = self._activation[0] in ROW_ACTIVATIONS
+        self.row_activation = self._activation[0] if self._activation[0] in ROW_ACTIVATIONS else None
         self._used_backend = runtime.choose_backend(self._backend)
-        fused = activation("linear") if self._by_row else self._activation
+        fused = activation("linear") if self.row_activation else self._activation
         self._handle = _core.DenseHandle(weight, self.node.weights.get("bias"), fused, self._used_backend)
 
     def run_node(self, inputs: Inputs) -> Outputs:
@@ -213,7 +213,7 @@ class Dense(Stateless):
         rows = _rows(x, self.input_size, self.name)
         y = np.empty((*x.shape[:-1], self.output_size), np.float32)
         self._handle.forward(rows, x, y, self._threads())
-        if self._by_row:
+        if self.row_activation:
             _apply(self._kernels, self._activation, y, y)
         return (y,)
 
@@ -310,15 +310,19 @@ class LayerNorm(Stateless):
         shapes = {value.shape for value in self.node.weights.values()}
         return [f"weight and bias must have one shape, got {sorted(shapes)}"] if len(shapes) > 1 else []
 
+    def row_size(self, x_shape: tuple[int, ...]) -> int:
+        """Elements that are normalised together."""
+        shape = next((value.shape for value in self.node.weights.values()), None)
+        axes = self.node.attr("axes") if shape is None else len(shape)
+        if len(x_shape) < axes or (shape is not None and x_shape[len(x_shape) - axes :] != shape):
+            raise ShapeError(f"{self.name!r} takes arrays that end in {shape or f'{axes} axes'}, got shape {x_shape}")
+        return int(np.prod(x_shape[len(x_shape) - axes :]))
+
     def run_node(self, inputs: Inputs) -> Outputs:
         x, weights = inputs[0], self.node.weights
         assert x is not None
-        shape = next((value.shape for value in weights.values()), None)
-        axes = self.node.attr("axes") if shape is None else len(shape)
-        if x.ndim < axes or (shape is not None and x.shape[x.ndim - axes :] != shape):
-            raise ShapeError(f"{self.name!r} takes arrays that end in {shape or f'{axes} axes'}, got shape {x.shape}")
+        n = self.row_size(x.shape)
         y = np.empty(x.shape, np.float32)
-        n = int(np.prod(x.shape[x.ndim - axes :]))
         self._kernels.layer_norm(
             x.size // n if n else 0, n, x, weights.get("weight"), weights.get("bias"), self.node.attr("eps"), y
         )

@@ -6,6 +6,7 @@ The cells are in :mod:`fastrnn.cells`, their mathematics in :mod:`fastrnn.refere
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -24,6 +25,21 @@ _CHOICES = {
     "merge": tuple(_core.MERGES),
     "update_gate": ("keep", "take"),
 }
+
+
+@dataclass(frozen=True)
+class CallShapes:
+    """What a call as a node of a graph takes and gives: shapes, and where batch and time are in x and y (None: not)."""
+
+    batch: int
+    seq_len: int
+    axes: tuple[int | None, int | None]
+    y: tuple[int, ...]
+    states: list[tuple[int, ...]]
+    finals: list[tuple[int, ...]]
+    last_only: bool
+    flips: bool
+    directions: int
 
 
 class Recurrent(Layer):
@@ -394,9 +410,38 @@ class Recurrent(Layer):
     def run_node(self, inputs: Inputs) -> Outputs:
         x, *rest = inputs
         states = rest[: 2 if self.has_c else 1]
-        mask = rest[len(states)] if len(rest) > len(states) else None
-        y, state = self(x, self._graph_state(states), mask=mask)
+        mask, lengths = (*rest[len(states) :], None, None)[:2]
+        y, state = self(x, self._graph_state(states), lengths, mask=mask)
         return (y, *state) if self.has_c else (y, state)
+
+    def call_shapes(self, x: tuple[int, ...]) -> CallShapes:
+        """The shapes of a node's outputs for that of its input; (seq_len, input_size) is one sequence."""
+        if len(x) not in (2, 3) or x[-1] != self.input_size:
+            raise ShapeError(f"{self.name!r}: " + self._x_message(np.broadcast_to(np.float32(0), x), False))
+        single = len(x) == 2
+        axes = (None, 0) if single else (0, 1) if self.batch_first else (1, 0)
+        batch = 1 if axes[0] is None else x[axes[0]]
+        y = (*x[:-1], self._features)
+        if self._last_only:
+            y = (self._features,) if single else (batch, self._features)
+        states = self._state_shapes(batch)
+        finals = [(shape[0], shape[2]) for shape in states] if single else states
+        return CallShapes(
+            batch,
+            x[axes[1]],
+            axes,
+            y,
+            list(states),
+            list(finals),
+            self._last_only,
+            self._reverse_output,
+            self._directions,
+        )
+
+    @property
+    def flops_a_step(self) -> float:
+        """Floating-point operations of one step of one row."""
+        return self._handle.nbytes / 2
 
     def _graph_state(self, states: Sequence[Any]) -> State:
         """State from graph tensors: (batch, size) stands for one layer of one direction; a missing part is zeros."""
@@ -437,6 +482,15 @@ class Cell(Recurrent):
         _, state = super().__call__(x, state, **options)
         parts = [part[0] if axis else part[0, 0] for part in self._state_parts(state)]
         return tuple(parts) if self.has_c else parts[0]
+
+    def call_shapes(self, x: tuple[int, ...]) -> CallShapes:
+        if len(x) not in (1, 2) or x[-1] != self.input_size:
+            raise ShapeError(f"{self.name!r}: x must be (batch, {self.input_size}) or ({self.input_size},), got {x}")
+        batch = x[0] if len(x) == 2 else 1
+        states = self._state_shapes(batch)
+        finals = [(*x[:-1], shape[2]) for shape in states]
+        axes = (0, None) if len(x) == 2 else (None, None)
+        return CallShapes(batch, 1, axes, finals[0], list(states), finals, True, False, 1)
 
     def run_node(self, inputs: Inputs) -> Outputs:
         x, *rest = inputs

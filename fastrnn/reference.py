@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from . import operators
 from . import spec as _spec
 from .errors import ShapeError
-from .spec import GATES, ModelSpec, Node, weight_suffixes
+from .spec import GATES, Graph, ModelSpec, Node, weight_suffixes
 
 Array = np.ndarray
 
@@ -91,6 +92,18 @@ ACTIVATIONS: dict[str, Callable[[Array, float, float], Array]] = {
     "hard_tanh": lambda x, alpha, beta: np.clip(x, alpha, beta),
     "hard_swish": lambda x, alpha, beta: x * np.clip(x / 6 + 0.5, 0, 1),
     "log_sigmoid": lambda x, alpha, beta: -_softplus(-x),
+    "celu": lambda x, alpha, beta: np.maximum(x, 0) + np.minimum(alpha * np.expm1(x / alpha), 0),
+    "abs": lambda x, alpha, beta: np.abs(x),
+    "neg": lambda x, alpha, beta: -x,
+    "sign": lambda x, alpha, beta: np.sign(x),
+    "square": lambda x, alpha, beta: x * x,
+    "sqrt": lambda x, alpha, beta: np.sqrt(x),
+    "reciprocal": lambda x, alpha, beta: 1 / x,
+    "log": lambda x, alpha, beta: np.log(x),
+    "erf": lambda x, alpha, beta: 1 - _erfc(x),
+    "floor": lambda x, alpha, beta: np.floor(x),
+    "ceil": lambda x, alpha, beta: np.ceil(x),
+    "round": lambda x, alpha, beta: np.round(x),
     "softmax": lambda x, alpha, beta: np.exp(_log_softmax(x)),
     "log_softmax": lambda x, alpha, beta: _log_softmax(x),
 }
@@ -104,7 +117,7 @@ def activate(value: str | tuple | list, x: Array) -> Array:
     array([-1.,  3.])
     """
     name, alpha, beta = _spec.activation(value)
-    with np.errstate(over="ignore"):  # exp(-x) = inf is the right limit: sigmoid gives 0
+    with np.errstate(all="ignore"):  # exp(-x) = inf is the right limit: sigmoid gives 0
         return _real(ACTIVATIONS[name](_real(x), alpha, beta))
 
 
@@ -419,7 +432,10 @@ def _scale(y: Array, node: Node) -> Array:
 
 def _recurrent_op(node: Node, *inputs: Array | None, lengths: Array | None = None) -> tuple[Array | None, ...]:
     names = [name.rstrip("?") for name in _spec.OPS[node.op].inputs]
-    return recurrent(node, **dict(zip(names, inputs, strict=False)), lengths=lengths)  # type: ignore[arg-type]
+    given: dict[str, Any] = dict(zip(names, inputs, strict=False))
+    if given.get("lengths") is None:
+        given["lengths"] = lengths
+    return recurrent(node, **given)
 
 
 OPS: dict[str, Callable[..., tuple[Array | None, ...]]] = {
@@ -434,15 +450,23 @@ OPS: dict[str, Callable[..., tuple[Array | None, ...]]] = {
     "activation": lambda node, x: (activate(node.attr("activation"), x),),
     "stack": lambda node, *x: (np.stack([_real(a) for a in x]),),
     "unstack": lambda node, x: tuple(x),
+    "conv": lambda node, x: (activate(node.attr("activation"), operators.conv(node, _real(x))),),
 }
-"""How each kind of node of :data:`fastrnn.spec.OPS` runs: ``function(node, *inputs)`` returns all its outputs."""
+"""How each layer of :data:`fastrnn.spec.OPS` runs: ``function(node, *inputs)`` returns all its outputs.  The other
+kinds of nodes are :mod:`fastrnn.operators`, on arrays of float64."""
 
 
 def run_node(node: Node, tensors: Mapping[str, Array], lengths: Array | None = None) -> dict[str, Array]:
     """Run one node on the tensors that it reads, optional ones where they are there; returns those that it writes."""
     inputs = [tensors.get(name) for name in node.inputs]
-    extra = {"lengths": lengths} if node.op in GATES and lengths is not None else {}
-    outputs = OPS[node.op](node, *inputs, **extra)
+    whole = node.op == "activation" and np.asarray(inputs[0]).dtype.kind in "iu"
+    if node.op in OPS and not whole:
+        extra = {"lengths": lengths} if node.op in GATES and lengths is not None else {}
+        outputs = OPS[node.op](node, *inputs, **extra)
+    else:
+        given = [a if a is None or a.dtype.kind != "f" else _real(a) for a in inputs]
+        outputs = operators.evaluate(node, given, lambda graph, feeds: _run_body(graph, tensors, feeds))
+        outputs = tuple(_real(a) if a.dtype.kind == "f" else a for a in outputs)
     return {name: array for name, array in zip(node.outputs, outputs, strict=False) if name and array is not None}
 
 
@@ -457,9 +481,20 @@ def run(spec: ModelSpec, feeds: Mapping[str, Array], lengths: Array | None = Non
     array([[6.]])
     """
     tensors = {name: np.asarray(array) for name, array in feeds.items()}
-    for node in spec.nodes:
+    return _run_nodes(spec, tensors, lengths)
+
+
+def _run_nodes(graph: Graph, tensors: dict[str, Array], lengths: Array | None = None) -> dict[str, Array]:
+    tensors |= {name: np.asarray(array) for name, array in graph.constants.items()}
+    for node in graph.nodes:
         tensors.update(run_node(node, tensors, lengths))
     return tensors
+
+
+def _run_body(graph: Graph, around: Mapping[str, Array], feeds: Mapping[str, Array]) -> list[Array]:
+    """Outputs of the body of a control flow node, which sees the tensors around it."""
+    tensors = _run_nodes(graph, {**around, **feeds})
+    return [tensors[t.name] for t in graph.outputs]
 
 
 def _clip(x: Array, bound: float | None) -> Array:

@@ -9,8 +9,10 @@ tensors, like an ONNX node; its weights and attributes belong to it.  ``OPS`` sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -50,13 +52,15 @@ class Tensor:
 class Op:
     """What a kind of node takes: its inputs and outputs in order, its weights and its attributes with defaults.
 
-    A name that ends in ``?`` may be absent (an empty tensor name, or left off at the end).
+    A name that ends in ``?`` may be absent (an empty tensor name, or left off at the end); a last one that ends in
+    ``*`` stands for any number.  ``graphs`` are the bodies of control flow.
     """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    weights: tuple[str, ...]
+    weights: tuple[str, ...] = ()
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    graphs: tuple[str, ...] = ()
 
 
 _RECURRENT_ATTRS = {
@@ -71,11 +75,13 @@ _RECURRENT_ATTRS = {
     "clip": None,  # bound on every pre-activation
 }
 
+_WINDOW_ATTRS = {"strides": None, "pads": None, "dilations": None}  # None: ones, zeros, ones
+
 OPS: dict[str, Op] = {
     # Activations are a name or (name, alpha, beta); see ACTIVATIONS.
     # Recurrent weights carry PyTorch's suffix "_l{layer}" or "_l{layer}_reverse".
     "lstm": Op(
-        ("x", "h_0?", "c_0?", "mask?"),
+        ("x", "h_0?", "c_0?", "mask?", "lengths?"),
         ("y", "h_n?", "c_n?"),
         ("weight_ih", "weight_hh", "bias_ih?", "bias_hh?", "weight_hr?", "peephole?"),
         {
@@ -89,7 +95,7 @@ OPS: dict[str, Op] = {
         },
     ),
     "gru": Op(
-        ("x", "h_0?", "mask?"),
+        ("x", "h_0?", "mask?", "lengths?"),
         ("y", "h_n?"),
         ("weight_ih", "weight_hh", "bias_ih?", "bias_hh?"),
         {
@@ -101,7 +107,7 @@ OPS: dict[str, Op] = {
         },
     ),
     "rnn": Op(
-        ("x", "h_0?", "mask?"),
+        ("x", "h_0?", "mask?", "lengths?"),
         ("y", "h_n?"),
         ("weight_ih", "weight_hh", "bias_ih?", "bias_hh?"),
         {**_RECURRENT_ATTRS, "activation": "tanh"},
@@ -119,7 +125,92 @@ OPS: dict[str, Op] = {
     # The states of directions, (batch, features) each in Keras, as one (directions, batch, features); and back.
     "stack": Op(("x_0", "x_1?"), ("y",), ()),
     "unstack": Op(("x",), ("y_0", "y_1?"), ()),
+    # Convolutions and pools are channels first, (batch, channels, *spatial), with one number a spatial axis; "pads"
+    # has those of all beginnings, then those of all ends.  weight is (out, in / groups, *kernel).
+    "conv": Op(("x",), ("y",), ("weight", "bias?"), {**_WINDOW_ATTRS, "groups": 1, "activation": "linear"}),
+    # weight is (in, out / groups, *kernel)
+    "conv_transpose": Op(("x",), ("y",), ("weight", "bias?"), {**_WINDOW_ATTRS, "groups": 1, "output_padding": None}),
+    # "mean" divides by the elements inside x, or by the size of the kernel with count_include_pad.
+    "pool": Op(
+        ("x",),
+        ("y",),
+        (),
+        {**_WINDOW_ATTRS, "kernel": (), "function": "max", "ceil_mode": False, "count_include_pad": False},
+    ),
+    # ---- Operators on arrays, as NumPy's; functions in fastrnn.operators ----
+    "identity": Op(("x",), ("y",)),
+    "unary": Op(("x",), ("y",), (), {"function": ""}),  # a key of UNARY
+    "binary": Op(("a", "b"), ("y",), (), {"function": ""}),  # a key of BINARY; a and b broadcast
+    "where": Op(("condition", "a", "b"), ("y",)),
+    "cast": Op(("x",), ("y",), (), {"dtype": "float32"}),
+    "matmul": Op(("a", "b"), ("y",)),
+    "reduce": Op(("x",), ("y",), (), {"function": "sum", "axes": None, "keepdims": True}),  # REDUCTIONS; None: all axes
+    "argmax": Op(("x",), ("y",), (), {"axis": 0, "keepdims": True, "largest": True, "last": False}),
+    "cumsum": Op(("x",), ("y",), (), {"axis": 0, "exclusive": False, "reverse": False}),
+    "softmax": Op(("x",), ("y",), (), {"axis": -1, "logarithm": False}),
+    "shape": Op(("x",), ("y",), (), {"start": 0, "end": None}),
+    "size": Op(("x",), ("y",)),
+    "reshape": Op(("x", "shape"), ("y",), (), {"zero_copies": True}),  # a 0 in shape copies the size of x
+    "flatten": Op(("x",), ("y",), (), {"axis": 1}),
+    "squeeze": Op(("x",), ("y",), (), {"axes": None}),  # None: all axes of size 1
+    "unsqueeze": Op(("x",), ("y",), (), {"axes": ()}),
+    "transpose": Op(("x",), ("y",), (), {"perm": None}),  # None: reversed
+    "concat": Op(("x*",), ("y",), (), {"axis": 0}),
+    "split": Op(("x",), ("y*",), (), {"axis": 0, "sizes": None}),  # None: equal parts, the last one may be smaller
+    "slice": Op(("x", "starts", "ends", "axes?", "steps?"), ("y",)),
+    "gather": Op(("x", "indices"), ("y",), (), {"axis": 0}),
+    "gather_elements": Op(("x", "indices"), ("y",), (), {"axis": 0}),  # x and indices have one shape but along axis
+    "pad": Op(("x", "pads", "value?", "axes?"), ("y",), (), {"mode": "constant"}),  # constant reflect edge wrap
+    "expand": Op(("x", "shape"), ("y",)),
+    "tile": Op(("x", "repeats"), ("y",)),
+    "fill": Op(("shape",), ("y",), (), {"value": 0.0, "dtype": "float32"}),
+    "range": Op(("start", "limit", "delta"), ("y",)),
+    # ---- Control flow, as ONNX's; a body also sees the tensors around it, and no tensor's name is used twice ----
+    "if": Op(("condition",), ("y*",), (), {}, ("then", "else")),
+    # body: (iteration, condition, *carried) -> (condition, *carried, *scanned); scanned ones are stacked along axis 0
+    "loop": Op(("trip_count?", "condition?", "x*"), ("y*",), (), {}, ("body",)),
+    # body: (*carried, *scanned) -> (*carried, *scanned); axes and directions (1: backwards) of those scanned
+    "scan": Op(
+        ("x*",),
+        ("y*",),
+        (),
+        {"num_scanned": 1, "axes": None, "directions": None, "output_axes": None, "output_directions": None},
+        ("body",),
+    ),
+    # An operator of ONNX's standard set without a kernel here, as its serialized NodeProto in base 64: slow.
+    "operator": Op(("x*",), ("y*",), (), {"kind": "", "version": 0, "proto": ""}),
 }
+
+UNARY = (
+    "not", "bitwise_not", "isnan", "isinf", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh",
+    "acosh", "atanh", "expm1", "log1p",
+)  # fmt: skip
+BINARY = (
+    "add", "sub", "mul", "div", "pow", "min", "max", "mod", "fmod", "prelu", "equal", "not_equal", "less", "less_equal",
+    "greater", "greater_equal", "and", "or", "xor",
+)  # fmt: skip
+"""``prelu`` is a where a >= 0 else a * b; ``div`` of integers rounds toward zero, ``mod`` has the sign of
+b, ``fmod`` that of a."""
+REDUCTIONS = (
+    "sum", "mean", "max", "min", "prod", "l1", "l2", "sum_square", "log_sum", "log_sum_exp", "any", "all",
+)  # fmt: skip
+
+DTYPES = (
+    "float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",
+)  # fmt: skip
+"""Of inputs, outputs and constants."""
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "unary.function": UNARY,
+    "binary.function": BINARY,
+    "reduce.function": REDUCTIONS,
+    "pool.function": ("max", "mean"),
+    "pad.mode": ("constant", "reflect", "edge", "wrap"),
+    "cast.dtype": DTYPES,
+    "fill.dtype": DTYPES,
+}
+_POSITIVE = ("num_layers", "groups", "num_scanned", "kernel", "strides", "dilations", "layer_norm.axes")
+_NOT_NEGATIVE = ("conv.pads", "pool.pads", "output_padding")
 
 ACTIVATIONS: dict[str, tuple[float, float]] = {
     # name: default (alpha, beta); the formula is in fastrnn.reference.ACTIVATIONS
@@ -145,6 +236,18 @@ ACTIVATIONS: dict[str, tuple[float, float]] = {
     "hard_tanh": (-1.0, 1.0),  # clip to alpha..beta
     "hard_swish": (0.0, 0.0),  # x * max(0, min(1, x / 6 + 1/2))
     "log_sigmoid": (0.0, 0.0),
+    "celu": (1.0, 0.0),  # max(0, x) + min(0, alpha * (exp(x / alpha) - 1))
+    "abs": (0.0, 0.0),
+    "neg": (0.0, 0.0),
+    "sign": (0.0, 0.0),
+    "square": (0.0, 0.0),
+    "sqrt": (0.0, 0.0),
+    "reciprocal": (0.0, 0.0),
+    "log": (0.0, 0.0),
+    "erf": (0.0, 0.0),
+    "floor": (0.0, 0.0),
+    "ceil": (0.0, 0.0),
+    "round": (0.0, 0.0),  # half to even
     "softmax": (-1.0, 0.0),  # over axis alpha (always the last); rows, so only in dense and activation nodes
     "log_softmax": (-1.0, 0.0),
 }
@@ -181,6 +284,7 @@ class Node:
     outputs: tuple[str, ...]
     attrs: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, np.ndarray] = field(default_factory=dict)
+    graphs: dict[str, Graph] = field(default_factory=dict)
 
     def attr(self, key: str) -> Any:
         """The attribute, or its default from ``OPS``."""
@@ -188,54 +292,161 @@ class Node:
 
 
 @dataclass
-class ModelSpec:
-    """A graph of nodes in running order.
-
-    ``nested_state`` asks for PyTorch's shape of result where the last node is recurrent: ``(y, state)``.
-    """
+class Graph:
+    """Nodes in running order between named tensors; ``constants`` are tensors that never change."""
 
     nodes: list[Node]
     inputs: list[Tensor]
     outputs: list[Tensor]
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def all_nodes(self) -> Iterator[Node]:
+        """The nodes, and those of the bodies of control flow."""
+        for node in self.nodes:
+            yield node
+            for graph in node.graphs.values():
+                yield from graph.all_nodes()
+
+    def all_constants(self) -> Iterator[tuple[str, np.ndarray]]:
+        """The constants, and those of the bodies of control flow."""
+        yield from self.constants.items()
+        for node in self.nodes:
+            for graph in node.graphs.values():
+                yield from graph.all_constants()
+
+
+@dataclass
+class ModelSpec(Graph):
+    """A whole model.
+
+    ``nested_state`` asks for PyTorch's shape of result where the last node is recurrent: ``(y, state)``.
+    ``recorded`` are arrays of inputs and outputs by name, by which a copy of the model can be checked.
+    """
+
     nested_state: bool = False
     source: str = ""
+    recorded: dict[str, np.ndarray] = field(default_factory=dict)
 
     def validate(self) -> None:
         """Check names, wiring, attributes and weights; one ``FormatError`` lists every problem."""
-        problems = list(self._problems())
+        problems = list(_graph_problems(self, set(), set()))
+        known = {t.name for t in chain(self.inputs, self.outputs)}
+        problems += [f"recorded array {name!r} is no input or output" for name in self.recorded if name not in known]
         if problems:
             raise FormatError(
                 f"{len(problems)} problem(s) in {self.source or 'the model'}:\n  " + "\n  ".join(problems)
             )
 
-    def _problems(self) -> Iterable[str]:
-        known = {t.name for t in self.inputs}
-        names: set[str] = set()
-        for node in self.nodes:
-            where = f"{node.op} {node.name!r}"
-            if node.op not in OPS:
-                yield f"{where}: unknown kind of layer; known: {', '.join(OPS)}"
-                continue
-            if node.name in names:
-                yield f"{where}: the name is used twice"
-            names.add(node.name)
-            op = OPS[node.op]
-            yield from (
-                f"{where}: reads tensor {t!r}, which nothing before it writes"
-                for t in node.inputs
-                if t and t not in known
+
+def _graph_problems(graph: Graph, known: set[str], names: set[str]) -> Iterable[str]:
+    """Problems of a graph inside one whose tensors are ``known``; ``names`` are those of all nodes so far."""
+    own: set[str] = set()
+    for name in (*(t.name for t in graph.inputs), *graph.constants):
+        if name in known:
+            yield f"tensor {name!r} is defined twice"
+        own.add(name)
+        known.add(name)
+    for tensor in chain(graph.inputs, graph.outputs):
+        if tensor.dtype not in DTYPES or any(n is not None and n < 0 for n in tensor.shape or ()):
+            yield f"tensor {tensor.name!r} is {tensor.dtype} {tensor.shape}; known dtypes: {', '.join(DTYPES)}"
+    for name, array in graph.constants.items():
+        if np.asarray(array).dtype.name not in DTYPES:
+            yield f"constant {name!r} holds {np.asarray(array).dtype}; known dtypes: {', '.join(DTYPES)}"
+    for node in graph.nodes:
+        where = f"{node.op} {node.name!r}"
+        if node.op not in OPS:
+            yield f"{where}: unknown kind of layer; known: {', '.join(OPS)}"
+            continue
+        if node.name in names:
+            yield f"{where}: the name is used twice"
+        names.add(node.name)
+        op = OPS[node.op]
+        yield from (
+            f"{where}: reads tensor {t!r}, which nothing before it writes" for t in node.inputs if t and t not in known
+        )
+        yield from (f"{where}: writes tensor {t!r}, which exists already" for t in node.outputs if t in known)
+        yield from _count_problems(where, "inputs", op.inputs, node.inputs)
+        yield from _count_problems(where, "outputs", op.outputs, node.outputs)
+        wrong = list(_attr_problems(where, op, node))
+        if set(node.graphs) != set(op.graphs):
+            wrong.append(f"{where}: has the bodies {sorted(node.graphs)}, expected {sorted(op.graphs)}")
+        # Attributes say which weights there are and what a body takes.
+        yield from wrong or chain(_weight_problems(where, op, node), _body_problems(where, node))
+        for body in node.graphs.values():
+            yield from _graph_problems(body, known, names)
+        own.update(filter(None, node.outputs))
+        known.update(filter(None, node.outputs))
+    yield from (f"output {t.name!r} is written by no layer" for t in graph.outputs if t.name not in known)
+    known -= own
+
+
+def _body_problems(where: str, node: Node) -> Iterable[str]:
+    """Numbers of inputs and outputs of bodies, and of what a scan says of each."""
+    more = 2 if node.op == "loop" else 0  # iteration and condition
+    for key, body in node.graphs.items():
+        takes = 0 if node.op == "if" else max(len(node.inputs), more)
+        scanned = node.attr("num_scanned") if node.op == "scan" else 0
+        carried = takes - more - scanned
+        gives = max(len(node.outputs), carried) + (1 if more else 0)
+        if carried < 0:
+            yield f"{where}: scans {scanned} tensors, has {takes} inputs"
+        if len(body.inputs) != takes or len(body.outputs) < gives:
+            yield (
+                f"{where}: the body {key!r} has {len(body.inputs)} inputs and {len(body.outputs)} outputs,"
+                f" expected {takes} and {gives}"
             )
-            yield from (f"{where}: writes tensor {t!r}, which exists already" for t in node.outputs if t in known)
-            yield from (f"{where}: unknown attribute {key!r}" for key in node.attrs if key not in op.attrs)
-            yield from _count_problems(where, "inputs", op.inputs, node.inputs)
-            yield from _count_problems(where, "outputs", op.outputs, node.outputs)
-            yield from _weight_problems(where, op, node)
-            known |= {t for t in node.outputs if t}
-        yield from (f"output {t.name!r} is written by no layer" for t in self.outputs if t.name not in known)
+        for name, count in (("", scanned), ("output_", len(body.outputs) - carried)) if node.op == "scan" else ():
+            for attr in (f"{name}axes", f"{name}directions"):
+                if node.attrs.get(attr) is not None and np.size(node.attrs[attr]) != count:
+                    yield f"{where}: {attr} has {np.size(node.attrs[attr])} numbers, expected {count}"
+
+
+def _attr_problems(where: str, op: Op, node: Node) -> Iterable[str]:
+    yield from (
+        f"{where}: attribute {key!r} is missing" for key in op.attrs if op.attrs[key] == "" and key not in node.attrs
+    )
+    for key, value in node.attrs.items():
+        if key not in op.attrs:
+            yield f"{where}: unknown attribute {key!r}"
+        elif expected := _expected(f"{node.op}.{key}", value, op.attrs[key]):
+            yield f"{where}: attribute {key!r} is {value!r:.80}, expected {expected}"
+
+
+def _expected(path: str, value: Any, default: Any) -> str:
+    """What an attribute of the name "op.attribute" should be, in words; "" where it is."""
+    key = path.partition(".")[2]
+    least = 1 if {key, path} & set(_POSITIVE) else 0 if {key, path} & set(_NOT_NEGATIVE) else -(2**63)
+
+    def is_whole(item: Any) -> bool:
+        return isinstance(item, Integral) and not isinstance(item, bool) and least <= int(item) < 2**63
+
+    def is_number(item: Any) -> bool:
+        return isinstance(item, (Integral, float, np.floating)) and not isinstance(item, bool)
+
+    is_list = isinstance(value, (tuple, list)) and all(map(is_whole, value))
+    bound = f" >= {least}" if least >= 0 else ""
+    if path in _CHOICES:
+        return "" if isinstance(value, str) and value in _CHOICES[path] else f"one of {', '.join(_CHOICES[path])}"
+    if isinstance(default, bool):
+        return "" if isinstance(value, (bool, np.bool_)) else "True or False"
+    if isinstance(default, int):
+        return "" if is_whole(value) else f"a whole number{bound}"
+    if isinstance(default, float):
+        return "" if isinstance(value, bool) or is_number(value) else "a number"
+    if isinstance(default, tuple):
+        return "" if is_list else f"whole numbers{bound}"
+    if default is None:
+        return "" if value is None or is_number(value) or is_list else f"a number, whole numbers{bound} or None"
+    name, *numbers = value if isinstance(value, (tuple, list)) and value else (value,)
+    if isinstance(name, str) and all(n is None or is_number(n) for n in numbers):
+        return ""
+    return "a text" + (", or a text and numbers" if key.endswith("activation") else "")
 
 
 def _count_problems(where: str, what: str, declared: tuple[str, ...], given: tuple[str, ...]) -> Iterable[str]:
-    if len(given) > len(declared):
+    if declared and declared[-1].endswith("*"):
+        declared = declared[:-1]
+    elif len(given) > len(declared):
         yield f"{where}: {len(given)} {what}, at most {len(declared)} ({', '.join(declared)}) are known"
     for k, name in enumerate(declared):
         if not name.endswith("?") and (k >= len(given) or not given[k]):
@@ -255,8 +466,21 @@ def weight_suffixes(num_layers: int, direction: str) -> list[str]:
 def _weight_problems(where: str, op: Op, node: Node) -> Iterable[str]:
     suffixes = [""]
     if node.op in GATES:
-        suffixes = weight_suffixes(node.attr("num_layers"), node.attr("direction"))
+        layers = node.attr("num_layers")
+        if layers > len(node.weights):
+            yield f"{where}: num_layers is {layers}, there are {len(node.weights)} weights"
+            return
+        suffixes = weight_suffixes(layers, node.attr("direction"))
     required = {name + s for name in op.weights if not name.endswith("?") for s in suffixes}
     optional = {name[:-1] + s for name in op.weights if name.endswith("?") for s in suffixes}
     yield from (f"{where}: weight {name!r} is missing" for name in sorted(required - set(node.weights)))
     yield from (f"{where}: unknown weight {name!r}" for name in sorted(set(node.weights) - required - optional))
+    for name, weight in node.weights.items():
+        if np.asarray(weight).dtype.kind != "f":
+            yield f"{where}: weight {name!r} holds {np.asarray(weight).dtype}, expected floating-point numbers"
+    if "strides" in op.attrs:
+        spatial = len(node.attr("kernel")) if "kernel" in op.attrs else np.ndim(node.weights.get("weight", 0)) - 2
+        for key in ("strides", "pads", "dilations", "output_padding"):
+            count = spatial * 2 if key == "pads" else spatial
+            if node.attrs.get(key) is not None and np.size(node.attrs[key]) != count:
+                yield f"{where}: {key} has {np.size(node.attrs[key])} numbers, expected {count}"

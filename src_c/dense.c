@@ -58,7 +58,9 @@ typedef struct {
     const frnn_dense *layer;
     size_t rows, members;
     const float *x;
-    float *y, *scratch;
+    float *y;
+    ptrdiff_t x_stride, y_stride;
+    float *scratch;
 } dense_job;
 
 static void run_member(void *arg, size_t member)
@@ -73,14 +75,14 @@ static void run_member(void *arg, size_t member)
     for (size_t row = share.begin; row < share.end; row += BLOCK_ROWS) {
         const size_t rows = share.end - row < BLOCK_ROWS ? share.end - row : BLOCK_ROWS;
         frnn_product_args args = {.panels = panels,
-                                  .a = job->x + row * panels->k,
-                                  .a_stride = panels->k,
+                                  .a = job->x + (ptrdiff_t)row * job->x_stride,
+                                  .a_stride = (size_t)job->x_stride,
                                   .rows = rows,
                                   .panel_end = panels->count,
                                   .out = {block, frnn_panel_row(panels), padded}};
         frnn_product(layer->kernels, layer->blas, &args);
         for (size_t r = 0; r < rows; r++) {
-            float *y = job->y + (row + r) * panels->units;
+            float *y = job->y + (ptrdiff_t)(row + r) * job->y_stride;
             if (layer->activation.kind == FRNN_LINEAR)
                 memcpy(y, block + r * padded, panels->units * sizeof(float));
             else
@@ -90,12 +92,13 @@ static void run_member(void *arg, size_t member)
     frnn_float_mode_restore(mode);
 }
 
-void frnn_dense_forward(const frnn_dense *layer, size_t rows, const float *x, float *y, size_t threads, void *scratch)
+void frnn_dense_forward(const frnn_dense *layer, size_t rows, const float *x, ptrdiff_t x_stride, float *y, ptrdiff_t y_stride,
+                        size_t threads, void *scratch)
 {
     const double flops = 2.0 * (double)rows * (double)layer->panels.k * (double)layer->panels.units;
     const size_t wanted = layer->blas || flops < MIN_THREAD_FLOPS || rows < threads ? 1 : threads;
     const size_t members = frnn_team_take(wanted);
-    dense_job job = {layer, rows, members, x, y, scratch};
+    dense_job job = {layer, rows, members, x, y, x_stride, y_stride, scratch};
     frnn_team_run(members, run_member, &job);
     frnn_team_release(members);
 }

@@ -72,7 +72,19 @@ typedef enum frnn_activation_kind {
     FRNN_RELU6,
     FRNN_HARD_TANH,
     FRNN_HARD_SWISH,
-    FRNN_LOG_SIGMOID
+    FRNN_LOG_SIGMOID,
+    FRNN_CELU,
+    FRNN_ABS,
+    FRNN_NEG,
+    FRNN_SIGN,
+    FRNN_SQUARE,
+    FRNN_SQRT,
+    FRNN_RECIPROCAL,
+    FRNN_LOG,
+    FRNN_ERF,
+    FRNN_FLOOR,
+    FRNN_CEIL,
+    FRNN_ROUND
 } frnn_activation_kind;
 
 typedef struct frnn_activation {
@@ -125,9 +137,14 @@ typedef struct frnn_recurrent_call {
     ptrdiff_t y_batch_stride, y_time_stride;
     const float *h_0, *c_0; /* (num_layers * directions, batch, output_size | hidden_size); NULL: zeros */
     float *h_n, *c_n;       /* the same shapes; NULL: not wanted; may be h_0, c_0 */
-    const int64_t *lengths; /* (batch), 0 to seq_len; NULL: all run to the end */
-    const int64_t *times;   /* (batch, seq_len): row b runs the steps times[b][0 .. lengths[b]), ascending; the others
-                               follow, ascending; NULL: 0, 1, 2, ... */
+    const int64_t
+        *state_rows; /* (batch), all different: row b's states stand at state_rows[b] of state_capacity rows; NULL: at b of batch */
+    size_t state_capacity;
+    const float *const *x_rows; /* (batch): where the steps of each row begin; NULL: by x and its stride */
+    float *const *y_rows;       /* (batch): the same for y, of which then nothing beyond the lengths is written */
+    const int64_t *lengths;     /* (batch), 0 to seq_len; NULL: all run to the end */
+    const int64_t *times;       /* (batch, seq_len): row b runs the steps times[b][0 .. lengths[b]), ascending; the others
+                                   follow, ascending; NULL: 0, 1, 2, ... */
     frnn_padding padding;
     size_t threads;          /* at most; 0: one */
     bool (*poll)(void *arg); /* called by the calling thread between chunks of long calls; true: stop */
@@ -162,8 +179,8 @@ frnn_status frnn_dense_create(frnn_dense **out, size_t input_size, size_t output
 void frnn_dense_free(frnn_dense *layer); /* accepts NULL */
 size_t frnn_dense_bytes(const frnn_dense *layer);
 size_t frnn_dense_scratch(const frnn_dense *layer, size_t rows, size_t threads);
-void frnn_dense_forward(const frnn_dense *layer, size_t rows, const float *x, float *y, size_t threads,
-                        void *scratch); /* contiguous rows */
+void frnn_dense_forward(const frnn_dense *layer, size_t rows, const float *x, ptrdiff_t x_stride, float *y, ptrdiff_t y_stride,
+                        size_t threads, void *scratch);
 
 /* ---- Functions of rows and elements, on contiguous arrays; y may be x ---- */
 
@@ -175,5 +192,84 @@ void frnn_softmax(const frnn_kernels *kernels, size_t rows, size_t n, const floa
 void frnn_layer_norm(const frnn_kernels *kernels, size_t rows, size_t n, const float *x, const float *weight, const float *bias, float eps,
                      float *y);
 void frnn_scale_shift(const frnn_kernels *kernels, size_t rows, size_t n, const float *x, const float *scale, const float *shift, float *y);
+
+/* ---- Programs: a whole model as a list of steps between tensors, for one set of shapes ----
+ *
+ * A step reads and writes operands: floats at at[slot] + offset, where `at` is a table of pointers that the caller fills:
+ * inputs, outputs, constants and one block of intermediate results.  Steps run in order, on the calling thread but for
+ * those that share their work themselves (recurrent, dense). */
+
+enum { FRNN_MAX_AXES = 8, FRNN_NO_SLOT = -1 };
+
+typedef enum frnn_binary_kind {
+    FRNN_BINARY_ADD,
+    FRNN_BINARY_SUB,
+    FRNN_BINARY_MUL,
+    FRNN_BINARY_DIV,
+    FRNN_BINARY_POW,
+    FRNN_BINARY_MIN,
+    FRNN_BINARY_MAX,
+    FRNN_BINARY_PRELU /* a where a >= 0, else a b */
+} frnn_binary_kind;
+
+typedef enum frnn_reduction {
+    FRNN_REDUCE_SUM,
+    FRNN_REDUCE_MEAN,
+    FRNN_REDUCE_MAX,
+    FRNN_REDUCE_MIN,
+    FRNN_REDUCE_PROD,
+    FRNN_REDUCE_L1,
+    FRNN_REDUCE_SUM_SQUARE
+} frnn_reduction;
+
+typedef struct frnn_operand {
+    int slot; /* FRNN_NO_SLOT: absent */
+    ptrdiff_t offset;
+} frnn_operand;
+
+/* Nested loops, the innermost last; strides in floats. */
+typedef struct frnn_loops {
+    size_t axes;
+    size_t size[FRNN_MAX_AXES];
+    ptrdiff_t y[FRNN_MAX_AXES], a[FRNN_MAX_AXES], b[FRNN_MAX_AXES];
+} frnn_loops;
+
+typedef enum frnn_program_step_kind {
+    FRNN_STEP_COPY,        /* y = a */
+    FRNN_STEP_FILL,        /* y = value */
+    FRNN_STEP_BINARY,      /* y = a (binary) b */
+    FRNN_STEP_ACTIVATE,    /* y = activation(a), contiguous; y may be a */
+    FRNN_STEP_REDUCE,      /* y[row] = reduction of a[row] */
+    FRNN_STEP_SOFTMAX,     /* over contiguous rows, as the three that follow */
+    FRNN_STEP_LAYER_NORM,  /* b: weight, c: bias, or absent */
+    FRNN_STEP_SCALE_SHIFT, /* y = a b + c */
+    FRNN_STEP_MATMUL,      /* y (m, n) = a (m, k) b (k, n), for each index of the loops */
+    FRNN_STEP_DENSE,
+    FRNN_STEP_RECURRENT /* a: x, b: h_0, c: c_0, y, y_2: h_n, y_3: c_n */
+} frnn_program_step_kind;
+
+typedef struct frnn_program_step {
+    frnn_program_step_kind kind;
+    frnn_operand y, y_2, y_3, a, b, c;
+    frnn_loops loops;                        /* copy, fill, binary, matmul */
+    size_t rows, n;                          /* rows of n elements; activate: n alone; dense: rows; matmul: rows of a and columns of b */
+    size_t k;                                /* matmul */
+    ptrdiff_t a_row, b_row, b_column, y_row; /* matmul, dense: strides; the rows of a and y are contiguous */
+    float value;                             /* fill; epsilon of layer_norm */
+    bool logarithm;                          /* softmax */
+    frnn_binary_kind binary;
+    frnn_reduction reduction;
+    frnn_activation activation;
+    const frnn_dense *dense;
+    const frnn_recurrent *recurrent;
+    frnn_recurrent_call call; /* recurrent: sizes, strides and poll; pointers and threads are filled in */
+    size_t chain;             /* so many steps from here are element-wise over the same n contiguous elements (b may be one element):
+                                 they may run block by block; 0: no */
+} frnn_program_step;
+
+size_t frnn_program_scratch(const frnn_kernels *kernels, const frnn_program_step *steps, size_t count, size_t threads);
+/* False where poll stopped a recurrent layer; the outputs are then incomplete. */
+bool frnn_program_run(const frnn_kernels *kernels, const frnn_program_step *steps, size_t count, float *const *at, size_t threads,
+                      void *scratch);
 
 #endif

@@ -13,10 +13,12 @@
 #include "float_mode.h"
 #include "recurrent.h"
 
-/* A (batch, time, features) array by strides, of the caller or in scratch. */
+/* A (batch, time, features) array by strides, of the caller or in scratch; or rows that each lie somewhere. */
 typedef struct {
     float *at;
     ptrdiff_t batch, time;
+    float *const *rows; /* NULL: by `at` and `batch` */
+    size_t offset;      /* of the features in such a row */
 } sequence;
 
 /* h and c of one layer and direction while it runs; h[current] is the newest. */
@@ -229,14 +231,24 @@ static float *locate(const pass *p, const sequence *array, size_t r, size_t s)
     const bool reverse = p->job->net->reverse || p->direction == 1;
     int64_t t = reverse ? p->g->length[r] - 1 - (int64_t)s : (int64_t)s;
     if (call->times) t = call->times[row * (int64_t)call->seq_len + t];
-    return array->at + row * array->batch + t * array->time;
+    return (array->rows ? array->rows[row] + array->offset : array->at + row * array->batch) + t * array->time;
 }
 
-static void load_rows(float *to, size_t stride, const float *from, size_t size, const group *g, frnn_range rows)
+/* Where the states of a row stand in an array of states, (num_layers * directions, rows, size). */
+static size_t state_row(const pass *p, size_t link, size_t r)
 {
+    const frnn_recurrent_call *call = p->job->call;
+    const int64_t row = p->g->row[r];
+    if (!call->state_rows) return state_index(p, link) * call->batch + (size_t)row;
+    return state_index(p, link) * call->state_capacity + (size_t)call->state_rows[row];
+}
+
+static void load_rows(const pass *p, size_t link, float *to, const float *from, size_t size, frnn_range rows)
+{
+    const size_t stride = p->job->stride;
     for (size_t r = rows.begin; r < rows.end; r++) {
         if (from)
-            memcpy(to + r * stride, from + (size_t)g->row[r] * size, size * sizeof(float));
+            memcpy(to + r * stride, from + state_row(p, link, r) * size, size * sizeof(float));
         else
             memset(to + r * stride, 0, size * sizeof(float));
         memset(to + r * stride + size, 0, (stride - size) * sizeof(float));
@@ -249,10 +261,8 @@ static void begin_states(const pass *p)
     const frnn_recurrent_call *call = p->job->call;
     const frnn_range rows = frnn_share(p->g->rows, p->member, p->g->members);
     for (size_t link = 0; link < p->job->chain; link++) {
-        const size_t k = state_index(p, link) * call->batch;
-        state *s = &p->g->states[link];
-        load_rows(s->h[0], p->job->stride, call->h_0 ? call->h_0 + k * net->output_size : NULL, net->output_size, p->g, rows);
-        load_rows(s->c, p->job->stride, call->c_0 ? call->c_0 + k * net->hidden_size : NULL, net->hidden_size, p->g, rows);
+        load_rows(p, link, p->g->states[link].h[0], call->h_0, net->output_size, rows);
+        load_rows(p, link, p->g->states[link].c, call->c_0, net->hidden_size, rows);
     }
 }
 
@@ -261,12 +271,11 @@ static void finish_rows(const pass *p, size_t link, const float *h, size_t begin
 {
     const frnn_recurrent *net = p->job->net;
     const frnn_recurrent_call *call = p->job->call;
-    const size_t k = state_index(p, link) * call->batch;
     const frnn_range rows = frnn_share(end - begin, p->member, p->g->members);
     for (size_t r = begin + rows.begin; r < begin + rows.end; r++) {
-        const size_t row = (size_t)p->g->row[r], at = r * p->job->stride;
-        if (call->h_n) memcpy(call->h_n + (k + row) * net->output_size, h + at, net->output_size * sizeof(float));
-        if (call->c_n) memcpy(call->c_n + (k + row) * net->hidden_size, p->g->states[link].c + at, net->hidden_size * sizeof(float));
+        const size_t row = state_row(p, link, r), at = r * p->job->stride;
+        if (call->h_n) memcpy(call->h_n + row * net->output_size, h + at, net->output_size * sizeof(float));
+        if (call->c_n) memcpy(call->c_n + row * net->hidden_size, p->g->states[link].c + at, net->hidden_size * sizeof(float));
     }
 }
 
@@ -286,7 +295,7 @@ static matrix_rows gather(const pass *p, size_t begin, size_t end)
     const bool one_step = call->seq_len == 1 && !call->lengths,
                one_row = call->batch == 1 && !call->times && !p->job->net->reverse && p->direction == 0;
     const ptrdiff_t stride = one_step ? p->in.batch : p->in.time;
-    if ((one_step || one_row) && stride > 0 && stride < COLLIDING_STRIDE)
+    if (!p->in.rows && (one_step || one_row) && stride > 0 && stride < COLLIDING_STRIDE)
         return (matrix_rows){locate(p, &p->in, 0, begin), (size_t)stride, one_step ? p->g->rows : end - begin};
     size_t count = 0;
     for (size_t s = begin; s < end; s++) {
@@ -442,7 +451,7 @@ static void pad_row(const pass *p, const sequence *y, size_t r, size_t size)
 
 static void pad(const pass *p)
 {
-    if (!p->job->call->lengths || !p->out.at) return;
+    if (!p->job->call->lengths || !p->out.at || p->out.rows) return;
     const frnn_range rows = frnn_share(p->g->rows, p->member, p->g->members);
     for (size_t r = rows.begin; r < rows.end; r++) pad_row(p, &p->out, r, p->job->net->output_size);
 }
@@ -481,19 +490,19 @@ static void run_member(void *arg, size_t thread)
     const frnn_float_mode mode = frnn_float_mode_set();
     if (thread == 0) job->callers_mode = mode;
     group *g = &job->groups[thread / job->plan.members];
-    const sequence x = {(float *)call->x, call->x_batch_stride, call->x_time_stride};
-    const sequence y = {call->y, call->y_batch_stride, call->y_time_stride};
+    const sequence x = {(float *)call->x, call->x_batch_stride, call->x_time_stride, (float *const *)call->x_rows, 0};
+    const sequence y = {call->y, call->y_batch_stride, call->y_time_stride, call->y_rows, 0};
     const ptrdiff_t features = (ptrdiff_t)(net->directions * net->output_size);
     const bool merges = net->directions == 2 && net->merge != FRNN_CONCAT && call->y;
     pass p = {.job = job, .g = g, .member = thread % job->plan.members, .in = x};
     for (size_t layer = 0; layer < net->num_layers; layer += job->chain) {
         const bool last = layer + job->chain == net->num_layers;
-        const sequence between = {job->sequences[layer / job->chain % 2], (ptrdiff_t)call->seq_len * features, features};
+        const sequence between = {job->sequences[layer / job->chain % 2], (ptrdiff_t)call->seq_len * features, features, NULL, 0};
         const sequence out = last && !merges ? y : between;
         p.first_layer = layer;
         for (p.direction = g->first_direction; p.direction < g->end_direction; p.direction++) {
             p.out = out;
-            if (out.at) p.out.at += p.direction * net->output_size;
+            if (out.at) p.out.at += p.direction * net->output_size, p.out.offset = p.direction * net->output_size;
             run_pass(&p, thread == 0);
             if (last) pad(&p);
         }

@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from tolerances import RECURRENT
 
 import fastrnn
-from fastrnn import reference
+from fastrnn import loaders, reference
 from fastrnn.spec import GATES, Node, weight_suffixes
 
 ISAS = fastrnn.info()["isas"]
 FMA_ISAS = [isa for isa in ISAS if isa != "generic"]  # the same bits; SSE2 has no FMA, and is the documented exception
+
+POSITIVE = ("sqrt", "reciprocal", "log")  # activations that are not defined everywhere, or not bounded near 0
 
 CLASSES = {"lstm": fastrnn.LSTM, "gru": fastrnn.GRU, "rnn": fastrnn.RNN}
 CELLS = {"lstm": fastrnn.LSTMCell, "gru": fastrnn.GRUCell, "rnn": fastrnn.RNNCell}
@@ -283,3 +285,10 @@ def take(case: Case, rows: Any, arrays: list[np.ndarray]) -> list[np.ndarray]:
 def state_of(case: Case, parts_: list[np.ndarray]) -> Any:
     """Back from a list of parts to a state as the layer takes it."""
     return None if not parts_ else tuple(parts_) if case.op == "lstm" else parts_[0]
+
+
+def layer_nodes(path, names, **options) -> dict[str, Node]:
+    """Single layers of a file, each of which is one node."""
+    specs = loaders.load_layer_specs(path, names, **options)
+    assert all(len(spec.nodes) == 1 for spec in specs.values())
+    return {name: spec.nodes[0] for name, spec in specs.items()}

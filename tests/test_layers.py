@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from cases import ISAS, SIZES, SUM_BLOCKS, VARIANTS, Case, assert_close, error, normal
+from cases import ISAS, POSITIVE, SIZES, SUM_BLOCKS, VARIANTS, Case, assert_close, error, normal
 from tolerances import DENSE, NORM
 
 import fastrnn
@@ -31,6 +31,8 @@ def test_dense_of_every_size(isa, backend):
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_dense_with_every_activation(name, isa, backend):
     weight, bias, x = normal(17, 9) / 3, normal(17, seed=1) / 3, normal(2, 5, 9, seed=2)
+    if name in POSITIVE:
+        weight, bias, x = abs(weight), abs(bias), abs(x)
     node = Node("dense", "d", (), (), {"activation": name}, {"weight": weight, "bias": bias})
     assert_close(
         [fastrnn.Dense(weight, bias, activation=name, backend=backend)(x)], [reference.dense(node, x)], name, DENSE

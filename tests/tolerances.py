@@ -17,6 +17,8 @@ DENSE = 3e-6
 NORM = 2e-6
 # One exponential, one sum, one division or difference.
 SOFTMAX = 1e-6
+# Up to a dozen operators in a row, relative to the largest number in the graph.
+PROGRAM = 5e-6
 # Two computations in float32 against each other, by us and by PyTorch or Keras: both errors.
 TWO_FLOAT32 = 5e-6
 
@@ -29,9 +31,11 @@ FLUSHED = 256 * float(np.finfo(np.float32).tiny)
 ULP: dict[str, float] = {
     # Largest error in units in the last place of the result: what tests/ulp_sweep.py measures, rounded up; of sigmoid,
     # tanh and exp over all numbers.
-    "linear": 0, "relu": 0, "relu6": 0, "hard_tanh": 0, "thresholded_relu": 0, "affine": 0,
-    "leaky_relu": 1, "elu": 1.5, "softsign": 2, "exp": 1.25, "selu": 2.5,
-    "sigmoid": 2.5, "tanh": 2.75, "scaled_tanh": 2.75, "silu": 3.5, "softplus": 3.5, "log_sigmoid": 4, "mish": 6,
+    "linear": 0, "relu": 0, "relu6": 0, "hard_tanh": 0, "thresholded_relu": 0, "affine": 0, "abs": 0, "neg": 0,
+    "sign": 0, "floor": 0, "ceil": 0, "round": 0, "square": 0.5, "sqrt": 0.5, "reciprocal": 0.5, "log": 0.51,
+    "leaky_relu": 1, "elu": 1.5, "celu": 1.5, "softsign": 2, "exp": 1.25, "selu": 2.5,
+    "erf": 2.5, "sigmoid": 2.5, "tanh": 2.75, "scaled_tanh": 2.75, "silu": 3.5, "softplus": 3.5, "log_sigmoid": 4,
+    "mish": 6,
 }  # fmt: skip
 ABSOLUTE: dict[str, float] = {
     # Differences of nearly equal numbers, as in every float32 implementation: the error is relative to max(1, |y|).

@@ -108,6 +108,12 @@ struct frnn_kernels {
     void (*layer_norm)(size_t rows, size_t n, const float *x, const float *weight, const float *bias, float eps, float *y);
     /* y = x * scale + shift, element-wise over each row of n */
     void (*scale_shift)(size_t rows, size_t n, const float *x, const float *scale, const float *shift, float *y);
+
+    /* y = a (kind) b, each with its stride, 0 repeats an element; y may be a or b where the strides are equal */
+    void (*binary)(frnn_binary_kind kind, size_t n, const float *a, ptrdiff_t a_stride, const float *b, ptrdiff_t b_stride, float *y,
+                   ptrdiff_t y_stride);
+    /* y[row] = the reduction of each row of n */
+    void (*reduce)(frnn_reduction reduction, size_t rows, size_t n, const float *x, float *y);
 };
 
 /* Padded length of a row of one gate. */

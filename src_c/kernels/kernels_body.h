@@ -10,6 +10,8 @@
 #include "math_body.h"
 #include "rows_body.h"
 
+#include "elements_body.h"
+
 #include "product_body.h"
 
 #include "cell_body.h"
@@ -33,4 +35,6 @@ const frnn_kernels JOIN(frnn_kernels_, FRNN_ISA) = {
     .softmax = softmax,
     .layer_norm = layer_norm,
     .scale_shift = scale_shift,
+    .binary = binary,
+    .reduce = reduce,
 };

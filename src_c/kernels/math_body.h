@@ -62,7 +62,7 @@ static inline vf v_exp(vf x)
     reduced_exp e = v_reduce_exp(v_min(high, v_max(low, x)), 1.0f);
     /* Above 88 the scale may be 2^128, which is no float: half of it is, and so is the result. */
     const vmask top = v_less(v_set(88.0f), x);
-    vf scale = v_select(top, (vf)((vi)e.scale - 0x00800000), e.scale);
+    vf scale = v_select(top, (vf)((vu)e.scale - 0x00800000), e.scale);
     vf y = v_fma(scale, e.excess, scale);
     y = v_select(top, y + y, y);
     y = v_select(v_less(high, x), v_set(__builtin_inff()), y);
@@ -122,6 +122,27 @@ static inline vf v_gelu_tanh(vf x)
     return 0.5f * x * (v_tanh(0x1.988454p-1f * v_fma(v_set(0.044715f), cube, x)) + 1.0f); /* sqrt(2 / pi) */
 }
 
+/* Not in a vector's operations: exact, or in double and rounded, hence alike everywhere. */
+#define EACH_LANE(name, expression)      \
+    static inline vf name(vf x)          \
+    {                                    \
+        for (int k = 0; k < VLEN; k++) { \
+            const float lane = x[k];     \
+            x[k] = (float)(expression);  \
+        }                                \
+        return x;                        \
+    }
+EACH_LANE(v_log, __builtin_log((double)lane))
+EACH_LANE(v_floor, __builtin_floorf(lane))
+EACH_LANE(v_ceil, __builtin_ceilf(lane))
+EACH_LANE(v_round, __builtin_rintf(lane))
+
+static inline vf v_sign(vf x)
+{
+    const vf zero = v_set(0.0f), one = v_set(1.0f);
+    return v_select(v_less(zero, x), one, v_select(v_less(x, zero), -one, x)); /* NaN stays */
+}
+
 /* One switch for the cells and for whole arrays; the kind is the same for all elements, so the branch is free.
  * Not inlined: the cells' common activations have their own path, and forty copies of all this would not fit a cache. */
 static __attribute__((noinline)) vf v_activate(frnn_activation activation, vf x)
@@ -150,6 +171,18 @@ static __attribute__((noinline)) vf v_activate(frnn_activation activation, vf x)
     case FRNN_HARD_TANH: return v_clip(x, alpha, beta);
     case FRNN_HARD_SWISH: return x * v_clip(v_fma(v_set(0x1.555556p-3f), x, v_set(0.5f)), 0.0f, 1.0f);
     case FRNN_LOG_SIGMOID: return -v_softplus(-x);
+    case FRNN_CELU: return v_select(v_less(x, zero), alpha * v_expm1_negative(v_min(zero, x) / alpha), x);
+    case FRNN_ABS: return v_abs(x);
+    case FRNN_NEG: return -x;
+    case FRNN_SIGN: return v_sign(x);
+    case FRNN_SQUARE: return x * x;
+    case FRNN_SQRT: return v_sqrt(x);
+    case FRNN_RECIPROCAL: return 1.0f / x;
+    case FRNN_LOG: return v_log(x);
+    case FRNN_ERF: return v_erf(x);
+    case FRNN_FLOOR: return v_floor(x);
+    case FRNN_CEIL: return v_ceil(x);
+    case FRNN_ROUND: return v_round(x);
     case FRNN_LINEAR: break;
     }
     return x;

@@ -50,6 +50,7 @@ static inline vf v_fnma(vf a, vf b, vf c) { return (vf)_mm512_fnmadd_ps((__m512)
 static inline vf v_max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }                      /* a > b ? a : b */
 static inline vf v_min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }                      /* a < b ? a : b */
 static inline vmask v_less(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
+static inline vmask v_same(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ); }
 static inline vf v_select(vmask m, vf a, vf b) { return (vf)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a); }
 static inline vf v_sqrt(vf a) { return (vf)_mm512_sqrt_ps((__m512)a); }
 
@@ -73,12 +74,14 @@ static inline vf v_fnma(vf a, vf b, vf c) { return (vf)_mm256_fnmadd_ps((__m256)
 static inline vf v_max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 static inline vf v_min(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
 static inline vmask v_less(vf a, vf b) { return a < b; }
+static inline vmask v_same(vf a, vf b) { return a == b; }
 static inline vf v_select(vmask m, vf a, vf b) { return (vf)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)m); }
 static inline vf v_sqrt(vf a) { return (vf)_mm256_sqrt_ps((__m256)a); }
 
 #else
 
 static inline vmask v_less(vf a, vf b) { return a < b; }
+static inline vmask v_same(vf a, vf b) { return a == b; }
 static inline vf v_select(vmask m, vf a, vf b) { return (vf)((m & (vi)a) | (~m & (vi)b)); }
 static inline vf v_max(vf a, vf b) { return v_select(b < a, a, b); }
 static inline vf v_min(vf a, vf b) { return v_select(a < b, a, b); }

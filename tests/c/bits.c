@@ -8,48 +8,15 @@
  *     bits threads ISA     every split on two threads against one thread, several callers, calls that are stopped
  *
  * Exit code 1: the way to call changed a result.  2: wrong usage, or no such instruction set. */
-#include <inttypes.h>
 #include <pthread.h>
 
 #include "bits.h"
 #include "fastrnn.h"
 
-/* ---- Numbers ---- */
-
-static uint32_t seed;
-
-/* In [-1, 1), by a linear congruence. */
-static float next_float(void)
-{
-    seed = seed * 1664525u + 1013904223u;
-    return (float)(seed >> 8) * 0x1p-23f - 1.0f;
-}
-
-static float *new_floats(size_t n)
-{
-    float *floats = calloc(n ? n : 1, sizeof *floats);
-    if (!floats) fail("out of", "memory");
-    return floats;
-}
-
-static float *random_floats(size_t n, float scale)
-{
-    float *floats = new_floats(n);
-    for (size_t k = 0; k < n; k++) floats[k] = scale * next_float();
-    return floats;
-}
-
 static void print_floats(const char *name, const float *x, size_t n)
 {
     printf(" %s", name);
     for (size_t k = 0; k < n; k++) printf(" %" PRIx32, canonical_bits(x[k]));
-}
-
-static void print_hash(const float *x, size_t n)
-{
-    uint64_t hash = 14695981039346656037u; /* FNV-1a */
-    for (size_t k = 0; k < n; k++) hash = (hash ^ canonical_bits(x[k])) * 1099511628211u;
-    printf(" %" PRIx64, hash);
 }
 
 /* ---- Layers ---- */
@@ -173,16 +140,10 @@ static void free_example(example *e)
 
 static bool forward(const frnn_recurrent *net, const frnn_recurrent_call *call)
 {
-    /* Scratch of exactly the size that was asked for, and a fence behind it. */
-    enum { FENCE = 1 << 16, MARK = 0x5a };
     const size_t bytes = frnn_recurrent_scratch(net, call);
-    unsigned char *scratch = aligned_alloc(64, bytes + FENCE);
-    if (!scratch) fail("out of", "memory");
-    memset(scratch + bytes, MARK, FENCE);
+    void *scratch = new_scratch(bytes);
     const bool finished = frnn_recurrent_forward(net, call, scratch);
-    for (size_t k = 0; k < FENCE; k++)
-        if (scratch[bytes + k] != MARK) fail("wrote beyond its", "scratch");
-    free(scratch);
+    free_scratch(scratch, bytes);
     return finished;
 }
 
@@ -211,12 +172,6 @@ static void print_layers(void)
 }
 
 /* ---- Random calls of random layers ---- */
-
-static size_t next_below(size_t limit)
-{
-    seed = seed * 1664525u + 1013904223u;
-    return (seed >> 8) % limit;
-}
 
 static bool one_in(size_t n) { return next_below(n) == 0; }
 
@@ -370,7 +325,7 @@ static void print_rows(void)
         float *matrix = random_floats(7 * n, 1.0f), *result = new_floats(5 * 7);
         if (frnn_dense_create(&dense, n, 7, matrix, NULL, (frnn_activation){FRNN_TANH, 0, 0}, FRNN_BACKEND_PACKED) != FRNN_OK)
             fail("cannot create", "dense");
-        frnn_dense_forward(dense, 5, rows, result, 1, frnn_scratch(frnn_dense_scratch(dense, 5, 1)));
+        frnn_dense_forward(dense, 5, rows, (ptrdiff_t)n, result, 7, 1, frnn_scratch(frnn_dense_scratch(dense, 5, 1)));
         print_hash(result, 5 * 7);
         printf("\n");
         frnn_dense_free(dense);

@@ -1,0 +1,72 @@
+"""Convolutions packed as dense layers: a window of the input is a row of a matrix product."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .. import _core, runtime
+from ..errors import ShapeError
+from ..spec import Node
+from ..spec import activation as activation_of
+
+
+class Convolution:
+    """The packed weights of a ``conv`` or ``conv_transpose`` node.
+
+    A convolution has one product for each group, its columns in the order (kernel, channel).  A transposed one
+    multiplies each element by all of the kernel, its rows in that order, and adds up where the results overlap.  Where
+    each channel has a kernel of its own (``depthwise``) there is no product, but a sum over the kernel.
+
+    Attributes
+    ----------
+    kernel : tuple of int
+    channels, features : int
+        Of the input and the output.
+    """
+
+    def __init__(self, node: Node, backend: str | None = None):
+        weight = np.ascontiguousarray(node.weights["weight"], np.float32)
+        bias = node.weights.get("bias")
+        groups, transposed = node.attr("groups"), node.op == "conv_transpose"
+        if weight.ndim < 3 or 0 in weight.shape or groups < 1 or weight.shape[0] % groups:
+            raise ShapeError(
+                f"{node.op} {node.name!r}: weight must have at least 3 axes, none of size 0, the first a multiple of"
+                f" groups={groups}; got {weight.shape}"
+            )
+        self.name, self.kernel = node.name, weight.shape[2:]
+        outer, inner = weight.shape[0], weight.shape[1] * groups
+        self.channels, self.features = (outer, inner) if transposed else (inner, outer)
+        self.group_channels, self.group_features = self.channels // groups, self.features // groups
+        if bias is not None and bias.shape != (self.features,):
+            raise ShapeError(f"{node.op} {node.name!r}: bias must be ({self.features},), got {bias.shape}")
+        self.bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
+        given = node.attrs.get("activation", "linear")
+        self.activation = None if given == "linear" else activation_of(given)
+        self.depthwise = not transposed and groups > 1 and self.group_channels == self.group_features == 1
+        self.taps = np.ascontiguousarray(weight.reshape(self.features, -1).T) if self.depthwise else weight[:0]
+        self.handles = []
+        if self.depthwise:
+            return
+        fused = self.activation or activation_of("linear")
+        self.backend = runtime.choose_backend(backend)
+        for g, part in enumerate(np.split(weight, groups)):
+            if transposed:  # (in, out, *kernel) -> (*kernel, out; in)
+                matrix = np.moveaxis(part, (0, 1), (-1, -2)).reshape(-1, self.group_channels)
+                shift = None
+            else:  # (out, in, *kernel) -> (out; *kernel, in)
+                matrix = np.moveaxis(part, 1, -1).reshape(self.group_features, -1)
+                shift = None if self.bias is None else self.bias[g * self.group_features :][: self.group_features]
+            shift = None if shift is None else np.ascontiguousarray(shift)
+            self.handles.append(_core.DenseHandle(np.ascontiguousarray(matrix), shift, fused, self.backend))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of packed weights."""
+        return sum(handle.nbytes for handle in self.handles) + self.taps.nbytes
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for each position of the output (of the input, where transposed)."""
+        return math.prod(self.kernel) * self.group_channels * self.features
