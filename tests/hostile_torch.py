@@ -90,6 +90,16 @@ def pt(pickle: bytes, members: dict[str, bytes] | None = None, **changes: bytes)
 GOOD_PT = pt(state(("weight_ih_l0", tensor()), ("weight_hh_l0", tensor(size=ints(4, 1)))))
 
 
+def within() -> bytes:
+    """An archive with a member in the data of another one: two readers may see two models."""
+    inner = pt(state(), {})
+    inner = inner[: inner.index(b"PK\x01\x02")]
+    size = inner.index(b"PK\x03\x04", 1)  # of the first member with its header
+    data = pt(state(), {"m/outer": inner[:size]})
+    first, last = data.index(b"PK\x01\x02"), data.index(inner[:size], 1)
+    return patched(data, (first + 42, struct.pack("<I", last)))
+
+
 def patched(data: bytes, *patches: tuple[int, bytes]) -> bytes:
     result = bytearray(data)
     for at, new in patches:
@@ -126,6 +136,11 @@ def zip_attacks() -> Iterator[Attack]:
     yield Attack("zip_no_64_bit_size.pt", patched(good, (directory + 20, b"\xff" * 8)), "64-bit size is missing")
     overlap = patched(good, (second + 42, struct.pack("<I", 0)))
     yield Attack("zip_same_offset.pt", overlap, "two headers")
+    yield Attack("zip_inside.pt", within(), "members overlap")
+    claimed = struct.pack("<I", 1 << 30)
+    yield Attack("zip_size.pt", patched(good, (22, claimed), (directory + 24, claimed)), "claims 1073741824 bytes")
+    far = patched(good, (second + 42, struct.pack("<I", 1 << 30)))
+    yield Attack("zip_far_member.pt", far, "outside of the file")
     yield Attack("zip_crc.pt", good.replace(b"collections", b"collectionz"), "checksum")
     yield Attack("zip_count.pt", patched(good, (end + 8, b"\xff\xff\xff\xff")), "ends before its 65535 members")
     yield Attack("zip_few.pt", patched(good, (end + 8, b"\x01\x00\x01\x00")), "bytes too many")
@@ -147,7 +162,6 @@ def zip_attacks() -> Iterator[Attack]:
     yield Attack("zip_empty.pt", b"PK\x05\x06" + bytes(18), "0 members called data.pkl")
     yield Attack("zip_no_pickle.pt", pt(state()).replace(b"data.pkl", b"data.pkx"), "0 members called data.pkl")
     yield Attack("zip_two_pickles.pt", pt(state(), {"n/data.pkl": state()}), "2 members called data.pkl")
-    yield Attack("zip_torchscript.pt", pt(state(), {"m/code/__torch__.py": b"import os"}), "TorchScript")
     yield Attack("zip_byteorder.pt", pt(state(), {"m/byteorder": b"middle"}), "byte order")
 
 

@@ -312,6 +312,124 @@ def test_layers_and_weights_that_do_not_belong_together(refused):
     refused(archive(weights=hdf5(kernel=np.ones((3, 16, 1), "f4"))), "(3, 16, 1)")
 
 
+GIANT = 1 << 24
+IMAGE = {"batch_shape": [None, 4, 4, 3]}
+STEPS = {"batch_shape": [None, 4, 3]}
+
+
+@pytest.mark.parametrize("config", [
+    layer("ZeroPadding1D", padding=[0, -1], **STEPS), layer("ZeroPadding1D", padding=10**12, **STEPS),
+    layer("ZeroPadding2D", padding=[[1, 1]], **IMAGE), layer("Cropping1D", cropping=[2, 2], **STEPS),
+    layer("Cropping2D", cropping="x", **IMAGE), layer("UpSampling1D", size=0, **STEPS),
+    layer("UpSampling2D", size=[1, 10**9], **IMAGE), layer("RepeatVector", n=10**12, batch_shape=[None, 3]),
+    layer("RepeatVector", n=None, batch_shape=[None, 3]), layer("Reshape", target_shape=[10**12, -1], **STEPS),
+    layer("Reshape", target_shape=[-1, -1], **STEPS), layer("Reshape", target_shape=[0], **STEPS),
+    layer("Reshape", target_shape=[1] * 100, **STEPS), layer("Reshape", target_shape=[5], **STEPS),
+    layer("Reshape", target_shape="x", **STEPS), layer("Permute", dims=[1, 1], **STEPS),
+    layer("Permute", dims=[[], 1], **STEPS), layer("Permute", dims=list(range(1, 9)), **STEPS),
+    layer("MaxPooling1D", pool_size=[0], **STEPS), layer("MaxPooling1D", pool_size=9, **STEPS),
+    layer("MaxPooling2D", strides=[1, 2, 3], **IMAGE), layer("MaxPooling2D", pool_size=10**10, **IMAGE),
+    layer("Conv1D", filters=4, kernel_size=[2], **STEPS), layer("Conv1D", filters=10**9, kernel_size=2, **STEPS),
+    layer("Conv1D", filters=4, kernel_size=2, groups=0, **STEPS), layer("Conv1D", filters=4, kernel_size=2, groups=3),
+    layer("Conv1D", filters=4, kernel_size=2, strides=[-1], **STEPS),
+    layer("Conv2D", filters=4, kernel_size=2, **STEPS),
+    layer("DepthwiseConv1D", kernel_size=2, depth_multiplier=0, **STEPS), layer("PReLU", shared_axes=[9], **STEPS),
+    layer("SeparableConv1D", filters=None, kernel_size=2, **STEPS), layer("GroupNormalization", groups=2, **STEPS),
+    layer("GroupNormalization", groups="x", **STEPS), layer("GroupNormalization", axis=[1, 2], **STEPS),
+    layer("BatchNormalization", axis=7, **STEPS), layer("LayerNormalization", axis=[1] * 10**5, **STEPS),
+    layer("UnitNormalization", axis=[0.5], **STEPS), layer("Softmax", axis=[1, 1], **STEPS),
+    layer("Normalization", mean=[[1], [1, 2]], variance=[1], **STEPS), layer("Normalization", mean="x", **STEPS),
+    layer("Normalization", mean=[1, 2], variance=[1, 2], **STEPS), layer("Rescaling", scale=["x"], **STEPS),
+    layer("EinsumDense", equation="abc,cd->abd" * 9, output_shape=[3], **STEPS),
+    layer("EinsumDense", equation="aab,bc->ac", output_shape=[3], **STEPS), layer("EinsumDense", equation=3, **STEPS),
+    layer("EinsumDense", equation="abc,cd->abe", output_shape=[3], **STEPS),
+    layer("TimeDistributed", layer=layer("Conv1D", filters=2, kernel_size=2), **IMAGE), layer("Dot", axes=1, **STEPS),
+    layer("TimeDistributed", layer=sequential(layer("LSTM"))), layer("Concatenate", axis=9, **STEPS),
+    layer("MultiHeadAttention", num_heads=2, key_dim=3, **STEPS), layer("Attention", **STEPS),
+])  # fmt: skip
+def test_layers_that_move_and_slide(refused, config):
+    refused(archive(sequential(config)), "", FastrnnError)
+
+
+SIZES = [
+    layer("ZeroPadding1D", padding=[GIANT, GIANT], **STEPS), layer("ZeroPadding2D", padding=GIANT, **IMAGE),
+    layer("RepeatVector", n=GIANT, batch_shape=[None, 3]), layer("UpSampling2D", size=[GIANT, GIANT], **IMAGE),
+    layer("Reshape", target_shape=[GIANT, GIANT, GIANT], batch_shape=[None, None]),
+    layer("MaxPooling1D", pool_size=GIANT, padding="same", **STEPS),
+    layer("AveragePooling2D", pool_size=GIANT, strides=GIANT, batch_shape=[None, GIANT, GIANT, 1]),
+]  # fmt: skip
+
+
+def test_sizes_without_weights_take_no_memory(tmp_path):
+    """They are numbers in a spec until it runs."""
+    with h5py.File(buffer := io.BytesIO(), "w"):
+        pass
+    for k, config in enumerate(SIZES):
+        path = tmp_path / f"{k}.keras"
+        path.write_bytes(archive(sequential(config), buffer.getvalue()))
+        assert load_with_little_memory(path, 50 << 20).isdecimal()
+
+
+def op(class_name: str, *calls, **config) -> dict:
+    """An operation of Keras 3 on an input x of shape (None, 4, 3)."""
+    module = {"module": "keras.src.ops.numpy", "registered_name": class_name}
+    x = node("InputLayer", "x", **STEPS)
+    return functional(x, {**node(class_name, "y", *calls), "config": config, **module}, outputs=(("y", 0, 0),))
+
+
+def tf(class_name: str, inputs: list, **config) -> dict:
+    """A function of TensorFlow of an input x."""
+    return functional(node("InputLayer", "x"), node(class_name, "y", inputs, **config), outputs=(("y", 0, 0),))
+
+
+T = tensor("x", 0, 0)
+
+
+@pytest.mark.parametrize("config", [
+    op("Add", call(T)), op("Add", call(T, T, T)), op("Add", call(T, "x")), op("Add", call(T, None)),
+    op("Add", call(T, [[1], [1, 2]])), op("Add", call(T, [1, 2])), op("Add", call("a", "b")), op("Add", call({}, {})),
+    op("Add", call(T, 10**400)), op("Add", call(T, {"class_name": "__numpy__", "config": {"value": [[1], 2]}})),
+    op("Add", call(T, {"class_name": "__numpy__", "config": {"value": ["x"], "dtype": "object"}})),
+    op("Mean", call(T), axis=7), op("Mean", call(T), axis="x"), op("Mean", call(T), axis=[1, 1]), op("Mean", call()),
+    op("Mean", call(T), axis=[1] * 10**5), op("Reshape", call(T), newshape=[10**12]),
+    op("Reshape", call(T), newshape={}),
+    op("Reshape", call(T), newshape=[1] * 10**5), op("Reshape", call(T), newshape=[-1, -1]),
+    op("GetItem", call(T, 3)), op("GetItem", call(T, [None] * 10**5)), op("GetItem", call(T, [0, 0, 0, 0])),
+    op("GetItem", call(T, T)), op("GetItem", call(T, {"class_name": "__slice__", "config": {"start": T, "stop": 1}})),
+    op("GetItem", call(T, {"start": "x", "stop": None, "step": None})), op("GetItem", call(T, [0, "x"])),
+    op("Transpose", call(T), axes=[0, 0, 1]), op("Transpose", call(T), axes=[0.5]), op("Squeeze", call(T), axis=1),
+    op("Concatenate", call([]), axis=0), op("Concatenate", call([T, T]), axis=9), op("Concatenate", call(T), axis=0),
+    op("Split", call(T), indices_or_sections=0, axis=1), op("Split", call(T), indices_or_sections=3, axis=1),
+    op("Split", call(T), indices_or_sections=10**7, axis=0), op("Split", call(T), indices_or_sections="x", axis=1),
+    op("Unstack", call(T), num=10**7, axis=0), op("Tile", call(T), repeats=[-1]), op("Tile", call(T), repeats=[2] * 99),
+    op("Repeat", call(T), repeats=10**12, axis=1), op("BroadcastTo", call(T), shape=[10**12]), op("Cast", call(3)),
+    op("Pad", call(T), pad_width=3), op("Pad", call(T), pad_width=[[0, 0], [0, -1], [0, 0]]),
+    op("Take", call(T, [["x"]])),
+    op("Take", call(T, [[1], [1, 2]]), axis=1), op("Einsum", call(T, T), subscripts="abc,abc->" + "d" * 10**5),
+    op("Einsum", call(T, T), subscripts="aaa,abc->a"), op("Einsum", call(T), subscripts=3), op("Einsum", call(T)),
+    op("Matmul", call(T, 3)), op("Matmul", call(T, T)), op("LeakyRelu", call(T), negative_slope="x"),
+    op("Where", call(T)), op("Clip", call(T), x_min={}, x_max=[]), op("Norm", call(T), ord=[1], axis=1),
+    op("ExpandDims", call(T), axis=[*range(9)]), op("ExpandDims", call(T), axis=99), op("Moveaxis", call(T), source=1),
+    op("Stack", call([T, T]), axis=5), op("Softmax", call(T), axis=None), op("eval", call(T)), op("__class__", call(T)),
+    tf("TFOpLambda", ["x", 0, 0, {}], function="io.read_file"), tf("TFOpLambda", ["x", 0, 0, {}], function=3),
+    tf("TFOpLambda", ["_CONSTANT_VALUE", -1, [[1], 2], {}], function="math.exp"),
+    tf("TensorFlowOpLayer", [["x", 0, 0, {}]], node_def="{" * 10**5),
+    tf("TensorFlowOpLayer", [["x", 0, 0, {}]], node_def='{"op": "ReadFile"}'),
+    tf("TensorFlowOpLayer", [["x", 0, 0, {}]], node_def={"op": "Mean", "attr": {"keep_dims": {"i": "9" * 5000}}}),
+    tf("TensorFlowOpLayer", [["x", 0, 0, {}]], node_def={"op": "Mean"}, constants={"9" * 5000: 1}),
+])  # fmt: skip
+def test_operations(refused, config):
+    refused(archive(config), "", FastrnnError)
+
+
+def test_operators_are_counted(refused):
+    """Each call splits an axis into as many parts as it may."""
+    calls = [call(T) for _ in range(100)]
+    config = op("Unstack", *calls, num=1024, axis=0)
+    config["config"]["output_layers"] = [["y", k, 0] for k in range(100)]
+    refused(archive(config), "operators")
+
+
 # HDF5.
 
 

@@ -3,20 +3,23 @@
 import os
 from pathlib import Path
 
+import hostile_native
 import hostile_torch
 import make_hostile
 import numpy as np
 import pytest
+from cases import layer_nodes
 
 from fastrnn.errors import FormatError, UnsupportedError
-from fastrnn.loaders import FORMATS, find_format, load_layer_nodes, load_spec, load_tensors
+from fastrnn.loaders import FORMATS, find_format, load_spec, load_tensors
 
 MODELS = Path(os.environ.get("FASTRNN_MODELS", Path(__file__).parents[2] / "shared" / "models"))
 FILES = {
-    "native": make_hostile.frnn(),
+    "native": hostile_native.frnn(),
     "safetensors": make_hostile.one(),
     "torch": hostile_torch.GOOD_PT,
     "keras": b"\x89HDF\r\n\x1a\n" + bytes(100),
+    "onnx": b"\x08\x07\x12\x07pytorch",
 }
 
 
@@ -41,7 +44,9 @@ def test_a_keras_archive_is_told_from_a_torch_archive(tmp_path):
     assert find_format(path).name == "keras"
 
 
-@pytest.mark.parametrize(("suffix", "name"), [(".pt", "torch"), (".KERAS", "keras"), (".frnn", "native")])
+@pytest.mark.parametrize(
+    ("suffix", "name"), [(".pt", "torch"), (".KERAS", "keras"), (".frnn", "native"), (".onnx", "onnx")]
+)
 def test_the_suffix_decides_where_the_contents_are_damaged(tmp_path, suffix, name):
     path = tmp_path / f"model{suffix}"
     path.write_bytes(b"PK\x03\x04 truncated")
@@ -55,10 +60,10 @@ def test_nothing_decides(tmp_path):
         load_spec(path)
     with pytest.raises(FormatError, match="no known format"):
         load_tensors(path)
-    path = tmp_path / "model.onnx"
-    path.write_bytes(b"\x08\x0a")
-    with pytest.raises(UnsupportedError, match="does not read ONNX yet"):
-        load_layer_nodes(path, ["a"])
+    path = tmp_path / "model.ort"
+    path.write_bytes(b"\x18\x00\x00\x00ORTM")
+    with pytest.raises(UnsupportedError, match="does not read ONNX Runtime's format"):
+        layer_nodes(path, ["a"])
 
 
 @pytest.mark.parametrize("name", ["native", "safetensors", "torch"])
@@ -80,19 +85,19 @@ def models(*parts: str) -> Path:
 def test_layers_of_a_keras_model():
     path = models("stock_lstm", "AAPL", "model.keras")
     names = [node.name for node in load_spec(path).nodes if node.weights]
-    nodes = load_layer_nodes(path, names)
+    nodes = layer_nodes(path, names)
     assert {node.op for node in nodes.values()} == {"lstm", "dense"}
     assert nodes[names[0]].inputs == ("x", "h_0", "c_0")
-    by_config = load_layer_nodes(path.with_name("extracted_model.weights.h5"), [names[0]], config=path)
+    by_config = layer_nodes(path.with_name("extracted_model.weights.h5"), [names[0]], config=path)
     np.testing.assert_array_equal(by_config[names[0]].weights["weight_hh_l0"], nodes[names[0]].weights["weight_hh_l0"])
     with pytest.raises(FormatError, match=f"{names[0]} is lstm, not gru"):
-        load_layer_nodes(path, {names[0]: "gru"})
+        layer_nodes(path, {names[0]: "gru"})
     with pytest.raises(FormatError, match="absent"):
-        load_layer_nodes(path, ["absent"])
+        layer_nodes(path, ["absent"])
 
 
 def test_layers_of_keras_weights_without_a_configuration():
     path = models("textgenrnn", "textgenrnn_weights.hdf5")
-    assert load_layer_nodes(path, {"rnn_1": "LSTM"})["rnn_1"].op == "lstm"
+    assert layer_nodes(path, {"rnn_1": "LSTM"})["rnn_1"].op == "lstm"
     with pytest.raises(FormatError, match="no configuration"):
-        load_layer_nodes(path, ["rnn_1"])
+        layer_nodes(path, ["rnn_1"])

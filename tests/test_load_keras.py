@@ -21,7 +21,6 @@ from fastrnn.loaders.keras import from_object, load_layers, load_spec, load_tens
 os.environ.setdefault("KERAS_BACKEND", "torch")
 h5py = pytest.importorskip("h5py")
 ATOL = 2e-6  # Keras computes in float32, the reference in float64; networks of a few units
-MODELS = Path(os.environ.get("FASTRNN_MODELS", Path(__file__).resolve().parents[2] / "shared" / "models"))
 STEPS, FEATURES, BATCH = 5, 3, 4
 
 
@@ -34,13 +33,6 @@ def keras():
 def layers(keras):
     keras.utils.set_random_seed(1)
     return keras.layers
-
-
-def shared(*parts: str) -> Path:
-    path = MODELS.joinpath(*parts)
-    if not path.exists():
-        pytest.skip(f"{path} is not here; set FASTRNN_MODELS to the folder of real models")
-    return path
 
 
 def randomize(model) -> None:
@@ -460,8 +452,8 @@ def test_outputs(keras, layers, tmp_path):
 def test_outputs_leave_out_inputs_and_layers_that_cannot_run(keras, layers):
     a, b = keras.Input((STEPS, FEATURES), name="a"), keras.Input((STEPS, FEATURES), name="b")
     lstm = layers.LSTM(4, return_state=True, name="lstm")(a)
-    model = keras.Model([a, b], [*lstm, layers.Flatten(name="flat")(b)])
-    with pytest.raises(UnsupportedError, match="Flatten 'flat'"):
+    model = keras.Model([a, b], [*lstm, layers.Conv3D(2, 1, name="conv")(layers.Reshape((STEPS, FEATURES, 1, 1))(b))])
+    with pytest.raises(UnsupportedError, match="Conv3D 'conv'"):
         from_object(model)
     spec = from_object(model, outputs=["lstm"])
     assert [tensor.name for tensor in spec.inputs] == ["a"]
@@ -471,23 +463,16 @@ def test_outputs_leave_out_inputs_and_layers_that_cannot_run(keras, layers):
 
 def test_all_that_is_unsupported_is_named_at_once(keras, layers):
     x = keras.Input((STEPS, FEATURES))
-    y = layers.Conv1D(3, 2, name="conv")(x)
-    y = layers.Bidirectional(layers.LSTM(3, return_sequences=True), merge_mode=None, name="two")(y)
-    y = layers.LSTM(3, return_sequences=True, activation="gelu", name="odd")(layers.Add(name="sum")(y))
+    y = layers.Lambda(lambda x: x + 1, name="code")(x)
+    y = layers.TimeDistributed(layers.Lambda(lambda x: x + 1), name="wrapped")(y)
+    y = layers.LSTM(3, return_sequences=True, activation="gelu", name="odd")(layers.Add(name="sum")([x, y]))
+    y = layers.UpSampling2D(2, "channels_last", "bilinear", name="smooth")(layers.Reshape((STEPS, 3, 1))(y))
     y = layers.Dropout(0.5, name="random")(y, training=True)
     with pytest.raises(UnsupportedError) as error:
-        from_object(keras.Model(x, keras.ops.mean(layers.PReLU(name="slopes")(y), axis=1)))
-    for part in (
-        "Conv1D 'conv'",
-        "Bidirectional 'two'",
-        "'odd'",
-        "Add 'sum'",
-        "'random'",
-        "PReLU 'slopes'",
-        "Mean",
-        "outputs=",
-    ):
+        from_object(keras.Model(x, keras.ops.median(y, axis=1)))
+    for part in ("Lambda 'code'", "'wrapped'", "'odd'", "'smooth'", "'random'", "Median", "outputs="):
         assert part in str(error.value)
+    assert "'sum'" not in str(error.value)
 
 
 def test_custom_classes_are_not_the_ones_of_keras(keras, layers):
@@ -500,15 +485,11 @@ def test_custom_classes_are_not_the_ones_of_keras(keras, layers):
         from_object(model)
 
 
-def test_rms_scaling_and_masked_softmax_are_refused(keras, layers):
+def test_a_softmax_with_a_mask_of_steps_is_refused(keras, layers):
     x = keras.Input((FEATURES, FEATURES))
     model = keras.Model(x, layers.Softmax(name="soft")(layers.Masking()(x)))
     with pytest.raises(UnsupportedError, match="'soft': it gets a mask"):
         from_object(model)
-    with pytest.raises(UnsupportedError, match="axis 1"):
-        from_object(keras.Model(x, layers.Softmax(axis=1)(x)))
-    with pytest.raises(UnsupportedError, match="trailing axes"):
-        from_object(keras.Model(x, layers.LayerNormalization(axis=1)(x)))
 
 
 def test_objects_that_are_not_built_or_not_keras(keras, layers):
@@ -704,70 +685,6 @@ def test_left_over_weights_are_named(tmp_path):
     weights = lstm_weights() | {"other/other/kernel:0": np.ones((2, 2)), "lstm/lstm/extra:0": np.ones(2)}
     with pytest.raises(FormatError, match=r"2 weight.*lstm/lstm/extra:0'.*other/other/kernel:0'"):
         load_spec(keras2_file(tmp_path / "m.h5", config, weights))
-
-
-# Real models, made by others.
-
-
-def test_fdeep_recurrent(tmp_path):
-    folder = shared("fdeep_recurrent")
-    recorded = np.load(folder / "reference_io.npz")
-    with h5py.File(folder / "recurrent.h5") as file:
-        config = json.loads(file.attrs["model_config"])["config"]
-    names = [name + (f":{tensor}" if tensor else "") for name, _, tensor in config["output_layers"]]
-    supported = list(dict.fromkeys(name.partition(":")[0] for name in names if "conv" not in name))
-    with pytest.raises(UnsupportedError, match="9 layer"):
-        load_spec(folder / "recurrent.keras")
-    specs = [load_spec(folder / name, outputs=supported) for name in ("recurrent.keras", "recurrent.h5")]
-    specs.append(load_spec(folder / "recurrent.weights.h5", config=folder / "recurrent.keras", outputs=supported))
-    assert same_spec(specs[0], specs[1])
-    assert same_spec(specs[0], specs[2])
-    assert [tensor.name for tensor in specs[0].inputs] == ["input_layer"]
-    assert len(specs[0].outputs) == 26
-    for tensor, output in zip(specs[0].outputs, run(specs[0], recorded["in0"]), strict=True):
-        expected = recorded[f"out{names.index(tensor.name):02d}"]
-        np.testing.assert_allclose(output, expected, rtol=0, atol=ATOL, err_msg=tensor.name)
-
-
-@pytest.mark.parametrize("name", ["AAPL", "MSFT_1cf95fa"])
-def test_stock_lstm(name):
-    folder = shared("stock_lstm")
-    recorded = np.load(folder / "reference_io.npz")
-    spec = load_spec(folder / name / "model.keras")
-    (y,) = run(spec, recorded[f"{name}:x"])
-    np.testing.assert_allclose(y, recorded[f"{name}:y"], rtol=0, atol=ATOL)
-    np.testing.assert_allclose(y, recorded[f"{name}:y64"], rtol=0, atol=1e-12)
-    if name == "AAPL":
-        weights = folder / name / "extracted_model.weights.h5"
-        assert same_spec(spec, load_spec(weights, config=folder / name / "model.keras"))
-
-
-def test_textgenrnn_in_cudnn_layout():
-    folder = shared("textgenrnn")
-    recorded, file = np.load(folder / "reference_io.npz"), folder / "textgenrnn_weights.hdf5"
-    lstm = {"class_name": "LSTM", "config": {"return_sequences": True}}
-    table = {"class_name": "Embedding", "config": {"input_dim": 465, "output_dim": 100}}
-    specs = load_layers(file, {"embedding": table, "rnn_1": lstm, "rnn_2": lstm, "output": "Dense"})
-    x = recorded[f"{file.name}:ids"]
-    for name, key in (("embedding", None), ("rnn_1", "lstm1"), ("rnn_2", "lstm2")):
-        x = run(specs[name], x)[0]
-        if key:
-            np.testing.assert_allclose(x, recorded[f"{file.name}:{key}"], rtol=0, atol=1e-5)
-    assert specs["output"].nodes[0].weights["weight"].shape == (465, 356)
-    assert load_tensors(file)["rnn_1/rnn_1/bias:0"].shape == (1024,)
-
-
-def test_dtln_layers():
-    """Weights alone, of a model with Lambda layers: single layers are taken out."""
-    folder = shared("dtln")
-    recorded = np.load(folder / "reference_io.npz")
-    lstm = {"class_name": "LSTM", "config": {"return_sequences": True}}
-    dense = {"class_name": "Dense", "config": {"activation": "sigmoid"}}
-    specs = load_layers(folder / "model.h5", {"lstm": lstm, "lstm_1": lstm, "dense": dense})
-    y = recorded["mag"][None].astype(np.float64)
-    for name in ("lstm", "lstm_1", "dense"):
-        y = run(specs[name], y)[0]
-    np.testing.assert_allclose(y[0], recorded["torch_mask"].reshape(y[0].shape), rtol=0, atol=1e-5)
 
 
 def test_load_layers_by_name(keras, layers, tmp_path):

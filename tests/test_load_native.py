@@ -5,20 +5,24 @@ import os
 import stat
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
+import hostile_native
 import hostile_torch
 import numpy as np
 import pytest
+from cases import layer_nodes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastrnn.errors
+from fastrnn import reference
 from fastrnn.errors import FormatError, UnsupportedError
-from fastrnn.loaders import load_layer_nodes, load_spec, load_tensors
+from fastrnn.loaders import load_spec, load_tensors
 from fastrnn.loaders.native import save_spec, spec_from_bytes, spec_to_bytes
 from fastrnn.loaders.safetensors import save_tensors
-from fastrnn.spec import ModelSpec, Node, Tensor
+from fastrnn.spec import DTYPES, OPS, Graph, ModelSpec, Node, Tensor
 
 
 def a_model() -> ModelSpec:
@@ -42,12 +46,24 @@ def a_model() -> ModelSpec:
         Node("layer_norm", "norm", ("b",), ("c",), {"eps": np.float32(1e-3), "axes": 2}),
         Node("dense", "été", ("c",), ("y",), {"activation": "softmax"}, {"weight": array(2, 2), "bias": array(2)}),
     ]
-    return ModelSpec(nodes, [Tensor("ids", (None, None), "int64")], [Tensor("y", None)], False, "words.keras")
+    return ModelSpec(nodes, [Tensor("ids", (None, None), "int64")], [Tensor("y", None)], source="words.keras")
 
 
 def assert_same(found: ModelSpec, expected: ModelSpec) -> None:
-    assert (found.inputs, found.outputs) == (expected.inputs, expected.outputs)
     assert (found.nested_state, found.source) == (expected.nested_state, expected.source)
+    assert_same_arrays(found.recorded, expected.recorded)
+    assert_same_graph(found, expected)
+
+
+def assert_same_arrays(found: dict, expected: dict) -> None:
+    assert list(found) == list(expected)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, strict=True)
+
+
+def assert_same_graph(found: Graph, expected: Graph) -> None:
+    assert (found.inputs, found.outputs) == (expected.inputs, expected.outputs)
+    assert_same_arrays(found.constants, expected.constants)
     for ours, theirs in zip(found.nodes, expected.nodes, strict=True):
         assert (ours.op, ours.name, ours.inputs, ours.outputs) == (
             theirs.op,
@@ -59,9 +75,10 @@ def assert_same(found: ModelSpec, expected: ModelSpec) -> None:
         assert {k: type(v) for k, v in ours.attrs.items() if k != "eps"} == {
             k: type(v) for k, v in theirs.attrs.items() if k != "eps"
         }
-        assert list(ours.weights) == list(theirs.weights)
-        for name, array in theirs.weights.items():
-            np.testing.assert_array_equal(ours.weights[name], array, strict=True)
+        assert_same_arrays(ours.weights, theirs.weights)
+        assert list(ours.graphs) == list(theirs.graphs)
+        for name, body in theirs.graphs.items():
+            assert_same_graph(ours.graphs[name], body)
 
 
 def test_round_trip(tmp_path):
@@ -73,6 +90,69 @@ def test_round_trip(tmp_path):
         assert not found.nodes[0].weights["weight"].flags.writeable
     assert spec_to_bytes(load_spec(tmp_path / "m.frnn")) == spec_to_bytes(spec)
     assert type(load_spec(tmp_path / "m.frnn").nodes[3].attrs["eps"]) is float
+
+
+def test_constants_and_bodies_come_back(tmp_path):
+    spec = hostile_native.branching_spec()
+    spec.constants |= {dtype: np.array([[1, 0]], dtype) for dtype in DTYPES}
+    spec.constants |= {"none": np.zeros((0, 3), np.int32), "c.weight": np.ones(1, "f"), "x" * 2000: np.ones(2, "f")}
+    save_spec(spec, tmp_path / "m.frnn")
+    found = load_spec(tmp_path / "m.frnn")
+    assert_same(found, spec)
+    assert not found.constants["int32"].flags.writeable
+    assert not found.nodes[2].graphs["then"].constants["step_then"].flags.owndata
+    x = np.ones((1, 2, 4), np.float32)
+    np.testing.assert_array_equal(reference.run(found, {"x": x})["y"], reference.run(spec, {"x": x})["y"])
+
+
+def test_every_operator_comes_back():
+    """Attributes at their defaults, whatever kind they are of."""
+    for name, op in OPS.items():
+        attrs = {key: {"unary": "sin", "binary": "add"}.get(name, "text") if value == "" else value
+                 for key, value in op.attrs.items()}  # fmt: skip
+        weights = {key.rstrip("?") + ("_l0" if "num_layers" in attrs else ""): np.ones((2, 2, 2)) for key in op.weights}
+        inputs = tuple(f"x{k}" for k in range(max(1, len(op.inputs))))
+        taken = [Tensor(f"t{k}", None) for k in range({"loop": 3, "scan": 1}.get(name, 0))]
+        graphs = {body: Graph([], taken, [Tensor("x0", None)] * 2) for body in op.graphs}
+        attrs |= {"kernel": (2,)} if "kernel" in attrs else {}
+        node = Node(name, "node", inputs, tuple(f"y{k}" for k in range(len(op.outputs))), attrs, weights, graphs)
+        spec = ModelSpec([node], [Tensor(x, None) for x in inputs], [Tensor("y0", None)])
+        assert_same(spec_from_bytes(spec_to_bytes(spec)), spec)
+
+
+def version_1(spec: ModelSpec) -> bytes:
+    """A file as version 1 wrote it."""
+    tensors = {f"{node.name}.{key}": array for node in spec.nodes for key, array in node.weights.items()}
+    described = {
+        "nodes": [
+            {"op": node.op, "name": node.name, "inputs": node.inputs, "outputs": node.outputs, "attrs": node.attrs,
+             "weights": list(node.weights)}
+            for node in spec.nodes
+        ],
+        "inputs": [vars(tensor) for tensor in spec.inputs],
+        "outputs": [vars(tensor) for tensor in spec.outputs],
+        "nested_state": spec.nested_state,
+        "source": spec.source,
+    }  # fmt: skip
+    text, data, header, begin = json.dumps(described), b"", {}, 0
+    checksums = {"spec": zlib.crc32(text.encode())}
+    for name, array in tensors.items():
+        checksums[f"tensor {name}"] = zlib.crc32(array.tobytes(), zlib.crc32(f"F32{list(array.shape)}".encode()))
+        data += array.tobytes()
+        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [begin, len(data)]}
+        begin = len(data)
+    metadata = {"format": "fastrnn", "version": "1", "spec": text, "checksums": json.dumps(checksums)}
+    head = json.dumps({"__metadata__": metadata, **header}).encode()
+    return len(head).to_bytes(8, "little") + head + data
+
+
+def test_version_1_opens():
+    spec = a_model()
+    spec.nodes[2].attrs, spec.nodes[3].attrs["eps"] = {"activation": "relu"}, 1e-3  # what JSON has
+    assert_same(spec_from_bytes(version_1(spec)), spec)
+    damaged = version_1(spec).replace(rb"\"weights\": [\"weight\"]", rb"\"weights\": [\"weighs\"]")
+    with pytest.raises(FormatError, match="the spec itself"):
+        spec_from_bytes(damaged)
 
 
 def test_bytes_like_buffers():
@@ -112,7 +192,7 @@ def test_the_safetensors_package_opens_it(tmp_path):
         assert set(file.keys()) == set(load_tensors(tmp_path / "m.frnn"))
         np.testing.assert_array_equal(file.get_tensor("été.bias"), a_model().nodes[4].weights["bias"])
         metadata = file.metadata()
-    assert (metadata["format"], metadata["version"]) == ("fastrnn", "1")
+    assert (metadata["format"], metadata["version"]) == ("fastrnn", "2")
     assert [node["op"] for node in json.loads(metadata["spec"])["nodes"]] == [
         "embedding", "lstm", "activation", "layer_norm", "dense",
     ]  # fmt: skip
@@ -153,10 +233,16 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["m.frnn"]
 
 
+def test_plain_weights_are_no_model(tmp_path):
+    save_tensors({"weight": np.ones(2, "f")}, tmp_path / "m.safetensors")
+    with pytest.raises(FormatError, match="not of the format 'fastrnn': its metadata say None"):
+        spec_from_bytes((tmp_path / "m.safetensors").read_bytes())
+
+
 def test_what_cannot_be_saved():
     spec = a_model()
     spec.nodes[0].attrs["mask_zero"] = object()
-    with pytest.raises(UnsupportedError, match=r"words: attribute 'mask_zero' is of type object"):
+    with pytest.raises(FormatError, match=r"'words': attribute 'mask_zero' is <object .*expected True or False"):
         spec_to_bytes(spec)
     spec = a_model()
     spec.nodes[0].attrs["unknown"] = 1
@@ -166,14 +252,14 @@ def test_what_cannot_be_saved():
 
 def test_layers_of_a_native_file(tmp_path):
     save_spec(a_model(), tmp_path / "m.frnn")
-    nodes = load_layer_nodes(tmp_path / "m.frnn", {"encoder": "lstm", "words": None})
+    nodes = layer_nodes(tmp_path / "m.frnn", {"encoder": "lstm", "words": None})
     assert nodes["encoder"].inputs == ("x", "h_0", "c_0")
     assert nodes["encoder"].attr("cell_clip") == 3.5
     assert list(nodes) == ["encoder", "words"]
     with pytest.raises(FormatError, match=r"'decoder'.*its layers.*'encoder'"):
-        load_layer_nodes(tmp_path / "m.frnn", ["decoder"])
+        layer_nodes(tmp_path / "m.frnn", ["decoder"])
     with pytest.raises(FormatError, match="encoder is lstm, not gru"):
-        load_layer_nodes(tmp_path / "m.frnn", {"encoder": "gru"})
+        layer_nodes(tmp_path / "m.frnn", {"encoder": "gru"})
 
 
 def test_reading_needs_only_numpy(tmp_path):

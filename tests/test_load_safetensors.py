@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import layer_nodes
 
 from fastrnn.errors import FormatError, UnsupportedError
-from fastrnn.loaders import load_layer_nodes, load_spec, load_tensors
+from fastrnn.loaders import load_spec, load_tensors
 from fastrnn.loaders.safetensors import chunks, save_tensors
 
 MODELS = Path(os.environ.get("FASTRNN_MODELS", Path(__file__).parents[2] / "shared" / "models"))
@@ -75,7 +76,7 @@ def test_model_of_a_torch_state_dict(tmp_path, dtype):
     assert (node.op, node.attr("num_layers"), node.attr("direction")) == ("gru", 2, "bidirectional")
     assert_same(node.weights, {name: tensor.float().numpy() for name, tensor in state.items()})
     assert all(array.dtype == np.float32 and array.flags.aligned for array in node.weights.values())
-    assert load_layer_nodes(tmp_path / "t.safetensors", ["encoder"])["encoder"].op == "gru"
+    assert layer_nodes(tmp_path / "t.safetensors", ["encoder"])["encoder"].op == "gru"
     with pytest.raises(FormatError, match=r"prefix='encoder\.'"):
         load_spec(tmp_path / "t.safetensors")
 
@@ -139,8 +140,8 @@ def test_silero():
         pytest.skip(f"{path} is absent; set FASTRNN_MODELS to the folder of the shared models")
     package = pytest.importorskip("safetensors.numpy")
     assert_same(load_tensors(path), package.load_file(path))
-    node = load_layer_nodes(path, ["lstm_cell"])["lstm_cell"]
+    node = layer_nodes(path, ["lstm_cell"])["lstm_cell"]
     assert (node.op, node.attr("unbatched")) == ("lstm", True)
     np.testing.assert_array_equal(node.weights["weight_ih_l0"], package.load_file(path)["lstm_cell.weight_ih"])
     with pytest.raises(UnsupportedError, match="conv1"):
-        load_layer_nodes(path, ["conv1"])
+        layer_nodes(path, ["conv1"])

@@ -353,14 +353,14 @@ def test_unsupported_modules_are_all_named():
     with_hook = nn.Linear(3, 3)
     with_hook.register_forward_pre_hook(lambda module, args: None)
     module = nn.Sequential(
-        nn.Conv1d(3, 3, 3), nn.Flatten(), nn.Sequential(Subclass(3, 3)), nn.Embedding(3, 3, max_norm=1.0), hooked,
-        with_hook, nn.BatchNorm1d(3, track_running_stats=False), nn.Softplus(beta=2), nn.PReLU(), nn.Linear(3, 3),
+        nn.Conv3d(3, 3, 3), nn.Fold(2, 2), nn.Sequential(Subclass(3, 3)), nn.Embedding(3, 3, max_norm=1.0), hooked,
+        with_hook, nn.BatchNorm1d(3, track_running_stats=False), nn.Softplus(beta=2), nn.Hardshrink(), nn.Linear(3, 3),
     )  # fmt: skip
     with pytest.raises(UnsupportedError) as error:
         from_object(module)
-    for part in ("0 (Conv1d)", "1 (Flatten)", "2.0 (Subclass, a subclass of nn.LSTM)", "3 (Embedding with max_norm",
+    for part in ("0 (Conv3d)", "1 (Fold)", "2.0 (Subclass, a subclass of nn.LSTM)", "3 (Embedding with max_norm",
                  "4 (ParametrizedLinear", "5 (Linear with forward hooks", "6 (BatchNorm1d without", "7 (Softplus",
-                 "8 (PReLU)"):  # fmt: skip
+                 "8 (Hardshrink)"):  # fmt: skip
         assert part in str(error.value)
     assert "9 (" not in str(error.value)
 

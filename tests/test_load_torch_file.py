@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import layer_nodes
 
 from fastrnn.errors import FormatError, ShapeError, UnsupportedError
-from fastrnn.loaders import load_layer_nodes, load_spec, load_tensors
+from fastrnn.loaders import load_spec, load_tensors
 
 torch = pytest.importorskip("torch")
 from test_load_torch import assert_same, run, save  # noqa: E402
@@ -102,7 +103,7 @@ def test_file_nested_checkpoint(tmp_path):
     assert_same(found["optimizer.state.0.exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])
     assert_same(found["parameters.1"], head.bias)
 
-    nodes = load_layer_nodes(path, ["rnn", "state_dict.head"])
+    nodes = layer_nodes(path, ["rnn", "state_dict.head"])
     assert [nodes[name].op for name in nodes] == ["gru", "dense"]
     assert_same(nodes["rnn"].weights["weight_hh_l0"], layer.weight_hh_l0)
     assert_same(nodes["state_dict.head"].weights["bias"], head.bias)
@@ -142,24 +143,16 @@ def test_file_refused(tmp_path):
         load_tensors(save({"t": torch.ones(3), "loss": np.float64(0.5)}, path))
 
 
-def test_torchscript_is_refused(tmp_path):
-    path = tmp_path / "script.pt"
-    with pytest.warns(DeprecationWarning, match="torch.jit"):
-        torch.jit.save(torch.jit.script(nn.LSTM(2, 3)), path)
-    with pytest.raises(UnsupportedError, match=r"TorchScript.*state_dict"):
-        load_spec(path)
-
-
 # Layers of larger files
 
 
-def test_load_layer_nodes(tmp_path):
+def test_load_layer_specs(tmp_path):
     model = nn.ModuleDict({
         "rnn": nn.RNN(3, 4), "cell": nn.LSTMCell(4, 5), "fc": nn.Linear(5, 2), "words": nn.Embedding(9, 3),
         "norm": nn.LayerNorm(5), "batch": nn.BatchNorm1d(5), "conv": nn.Conv1d(3, 3, 3),
     })  # fmt: skip
     path = save(model.state_dict(), tmp_path / "t.pt")
-    nodes = load_layer_nodes(path, ["rnn", "cell.", "fc", "batch"])
+    nodes = layer_nodes(path, ["rnn", "cell.", "fc", "batch"])
     assert {name: node.op for name, node in nodes.items()} == {
         "rnn": "rnn", "cell.": "lstm", "fc": "dense", "batch": "batch_norm",
     }  # fmt: skip
@@ -170,37 +163,37 @@ def test_load_layer_nodes(tmp_path):
     class LayerNorm:
         op = "layer_norm"
 
-    nodes = load_layer_nodes(path, {"norm": LayerNorm, "words": "embedding", "rnn": None})
+    nodes = layer_nodes(path, {"norm": LayerNorm, "words": "embedding", "rnn": None})
     assert [node.op for node in nodes.values()] == ["layer_norm", "embedding", "rnn"]
     assert_same(nodes["norm"].weights["weight"], model["norm"].weight)
 
     with pytest.raises(FormatError, match=r"'a', 'b'.*its layers.*'norm'"):
-        load_layer_nodes(path, ["a", "rnn", "b"])
+        layer_nodes(path, ["a", "rnn", "b"])
     for name in ("words", "norm", "conv"):
         with pytest.raises(UnsupportedError, match="pass a mapping"):
-            load_layer_nodes(path, [name])
+            layer_nodes(path, [name])
     for name, kind in (("rnn", "gru"), ("fc", "layer_norm"), ("norm", "dense"), ("fc", "embedding"), ("fc", "lstm")):
         with pytest.raises((FormatError, ShapeError)):
-            load_layer_nodes(path, {name: kind})
+            layer_nodes(path, {name: kind})
     with pytest.raises(UnsupportedError, match="fc: conv"):
-        load_layer_nodes(path, {"fc": "conv"})
+        layer_nodes(path, {"fc": "conv"})
     with pytest.raises(UnsupportedError, match="fc: activation"):
-        load_layer_nodes(path, {"fc": "activation"})
+        layer_nodes(path, {"fc": "activation"})
     with pytest.raises(UnsupportedError, match="list of names"):
-        load_layer_nodes(path, "fc")
+        layer_nodes(path, "fc")
     with pytest.raises(UnsupportedError, match="no option 'prefix'"):
-        load_layer_nodes(path, ["fc"], prefix="x")
+        layer_nodes(path, ["fc"], prefix="x")
 
 
-def test_load_layer_nodes_in_two_places(tmp_path):
+def test_load_layer_specs_in_two_places(tmp_path):
     state = {f"rnn.{k}": v for k, v in nn.GRU(3, 4).state_dict().items()}
     path = save({"model": state, "ema": {k: v + 1 for k, v in state.items()}}, tmp_path / "t.pt")
     with pytest.raises(FormatError, match=r"'ema\.rnn', 'model\.rnn'"):
-        load_layer_nodes(path, ["rnn"])
-    nodes = load_layer_nodes(path, ["ema.rnn", "model.rnn"])
+        layer_nodes(path, ["rnn"])
+    nodes = layer_nodes(path, ["ema.rnn", "model.rnn"])
     assert_same(nodes["ema.rnn"].weights["bias_hh_l0"], state["rnn.bias_hh_l0"] + 1)
     path = save(nn.GRU(3, 4).state_dict(), tmp_path / "t.pt")
-    assert load_layer_nodes(path, [""])[""].name == "gru"
+    assert layer_nodes(path, [""])[""].name == "gru"
 
 
 # A real checkpoint

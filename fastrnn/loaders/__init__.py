@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import FastrnnError, FormatError, UnsupportedError
-from ..spec import OPS, ModelSpec, Node
+from ..spec import GATES, ModelSpec, Node, Tensor
 from .files import map_file, name_list, short
+from .state_dict import PLAIN_WEIGHTS, other_layers
 
-__all__ = ["FORMATS", "Format", "find_format", "load_layer_nodes", "load_spec", "load_tensors"]
+__all__ = ["FORMATS", "Format", "find_format", "load_layer_specs", "load_spec", "load_tensors", "load_weights"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,14 @@ def _is_safetensors(file: memoryview) -> bool:
     return file[8:9] == b"{" and int.from_bytes(file[:8], "little") <= len(file) - 8
 
 
+def _is_onnx(file: memoryview) -> bool:
+    # Protobuf: field 1 (ir_version) is a small number, then another field of ModelProto begins.
+    return file[:1] == b"\x08" and 0 < file[1] < 128 and bytes(file[2:3]) in _MODEL_FIELDS if len(file) > 2 else False
+
+
+_MODEL_FIELDS = (b"\x12", b"\x1a", b"\x22", b"\x28", b"\x32", b"\x3a", b"\x42")
+
+
 def _is_native(file: memoryview) -> bool:
     from .native import FORMAT
     from .safetensors import read_header
@@ -77,11 +86,12 @@ def _is_native(file: memoryview) -> bool:
 FORMATS = (
     Format("native", (".frnn",), _is_native, "native", has_graph=True),
     Format("safetensors", (".safetensors",), _is_safetensors, "safetensors", ("prefix", "nonlinearity")),
-    Format("torch", (".pt", ".pth"), _is_torch, "torch", ("prefix", "nonlinearity")),
+    Format("torch", (".pt", ".pth", ".jit"), _is_torch, "torch", ("prefix", "nonlinearity")),
     Format("keras", (".keras", ".h5", ".hdf5"), _is_keras, "keras", ("config", "outputs"), True, ("config",)),
+    Format("onnx", (".onnx",), _is_onnx, "onnx", ("outputs",), True),
 )
 
-_NOT_YET = {".onnx": "ONNX", ".ort": "ONNX Runtime"}
+_NOT_YET = {".ort": "ONNX Runtime's format"}
 
 
 def find_format(path: str | os.PathLike[str]) -> Format:
@@ -107,7 +117,7 @@ def find_format(path: str | os.PathLike[str]) -> Format:
     known = ", ".join(suffix for row in FORMATS for suffix in row.suffixes)
     if suffix in _NOT_YET:
         raise UnsupportedError(
-            f"{os.fspath(path)!r}: this version of fastrnn does not read {_NOT_YET[suffix]} yet;"
+            f"{os.fspath(path)!r}: this version of fastrnn does not read {_NOT_YET[suffix]};"
             f" load the model that it was exported from ({known})"
         )
     raise FormatError(
@@ -121,9 +131,10 @@ def load_spec(path: str | os.PathLike[str], **options: Any) -> ModelSpec:
     Parameters
     ----------
     path : path
-        A ``.frnn``, ``.keras``, ``.h5``, ``.pt``, ``.pth`` or ``.safetensors`` file.
+        A ``.frnn``, ``.keras``, ``.h5``, ``.onnx``, ``.pt``, ``.pth`` or ``.safetensors`` file.
     **options
-        ``prefix`` and ``nonlinearity`` for state_dicts (.pt, .pth, .safetensors), ``config`` and ``outputs`` for Keras.
+        ``prefix`` and ``nonlinearity`` for state_dicts (.pt, .pth, .safetensors), ``config`` for Keras, ``outputs``
+        for Keras and ONNX.
 
     Raises
     ------
@@ -143,9 +154,19 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         return _module(row).load_tensors(path)
 
 
-def load_layer_nodes(
+def load_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray] | None:
+    """The tensors of a file that only names tensors, if they are of more than one recurrent layer; else None."""
+    row = find_format(path)
+    if row.has_graph:
+        return None
+    with _Named(path):
+        file = _module(row).open_tensors(path)
+        return dict(file) if other_layers(file) else None
+
+
+def load_layer_specs(
     path: str | os.PathLike[str], names: Iterable[str] | Mapping[str, Any], **options: Any
-) -> dict[str, Node]:
+) -> dict[str, ModelSpec]:
     """Load single layers of a larger file.
 
     Parameters
@@ -163,7 +184,8 @@ def load_layer_nodes(
     Returns
     -------
     dict
-        A node for each name, wired to stand alone: from x (and h_0, c_0) to y (and h_n, c_n).
+        A graph for each name: of one node, from x (and h_0, c_0) to y (and h_n, c_n), or of the several that the layer
+        of another framework became.
     """
     from .state_dict import layer_nodes
 
@@ -177,50 +199,51 @@ def load_layer_nodes(
     unknown = [f"{name}: {kind}"[:80] for name, kind in kinds.items() if kind not in (None, *_LOADABLE)]
     with _Named(path):
         if unknown and row.has_graph and hasattr(module, "load_layers"):
-            return _alone(module.load_layers(path, given, **options))  # kinds of its own
+            return _rewired(module.load_layers(path, given, **options))  # kinds of its own
         if unknown:
             raise UnsupportedError(
                 f"not kinds of layers with weights: {name_list(unknown)}; known: {', '.join(_LOADABLE)}"
             )
         if not row.has_graph:
             file = module.open_tensors(path)
-            return layer_nodes(file, file.roots, kinds)
-        nodes = _graph_nodes(module, path, list(kinds), options)
-        wrong = [
-            f"{name} is {nodes[name].op}, not {op}" for name, op in kinds.items() if op not in (None, nodes[name].op)
-        ]
+            return {name: _alone(node) for name, node in layer_nodes(file, file.roots, kinds).items()}
+        specs = _graph_layers(module, path, list(kinds), options)
+        found = {name: " + ".join(node.op for node in spec.nodes) for name, spec in specs.items()}
+        wrong = [f"{name} is {found[name]}, not {op}" for name, op in kinds.items() if op not in (None, found[name])]
         if wrong:
             raise FormatError(f"layers are of another kind: {name_list(wrong)}; ask for what they are")
-        return nodes
+        return specs
 
 
-_LOADABLE = tuple(name for name, op in OPS.items() if op.weights)
+_LOADABLE = (*GATES, *PLAIN_WEIGHTS)
 
 
-def _graph_nodes(
+def _graph_layers(
     module: Any, path: str | os.PathLike[str], names: list[str], options: Mapping[str, Any]
-) -> dict[str, Node]:
+) -> dict[str, ModelSpec]:
     """Layers of a model that describes itself, by name."""
     if hasattr(module, "load_layers"):
-        return _alone(module.load_layers(path, names, **options))
+        return _rewired(module.load_layers(path, names, **options))
     spec = module.load_spec(path, **options)
     nodes = {node.name: node for node in spec.nodes}
     absent = [name for name in names if name not in nodes]
     if absent:
         raise FormatError(f"no layers called {name_list(absent)} in the file; its layers: {name_list(nodes)}")
-    return _alone({name: ModelSpec([nodes[name]], [], []) for name in names})
+    return {name: _alone(nodes[name]) for name in names}
 
 
-def _alone(specs: Mapping[str, ModelSpec]) -> dict[str, Node]:
-    """The one node of each model, wired to stand alone."""
+def _rewired(specs: Mapping[str, ModelSpec]) -> dict[str, ModelSpec]:
+    """Tensors of single nodes have the names that ours have."""
+    return {name: _alone(spec.nodes[0]) if len(spec.nodes) == 1 else spec for name, spec in specs.items()}
+
+
+def _alone(node: Node) -> ModelSpec:
+    """A graph of one node."""
     from .state_dict import wiring
 
-    several = [name for name, spec in specs.items() if len(spec.nodes) != 1]
-    if several:
-        raise UnsupportedError(f"not single layers: {name_list(several)}; load the whole model")
-    for spec in specs.values():
-        spec.nodes[0].inputs, spec.nodes[0].outputs = wiring(spec.nodes[0].op)
-    return {name: spec.nodes[0] for name, spec in specs.items()}
+    inputs, outputs = wiring(node.op)
+    alone = replace(node, inputs=inputs, outputs=outputs)
+    return ModelSpec([alone], [Tensor(name, None) for name in inputs], [Tensor(name, None) for name in outputs])
 
 
 def _check_options(

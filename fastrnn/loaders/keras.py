@@ -16,8 +16,10 @@ import numpy as np
 from ..errors import FormatError, UnsupportedError
 from ..spec import ModelSpec
 from .hdf5 import Stored
-from .keras_build import MODELS, build_spec, find_layers, layer_spec
+from .keras_build import build_spec, find_layers, layer_spec
+from .keras_config import MODELS
 from .keras_file import LayerWeights, Version, errors_name, live_config, open_checkpoint, read_config
+from .keras_recurrent import CELLS
 
 
 def load_spec(path: str | os.PathLike[str], *, config: Any = None, outputs: Iterable[str] | None = None) -> ModelSpec:
@@ -76,8 +78,9 @@ def load_layers(
     layers : list of str, or dict
         Names of layers of the model; or, where the file has no configuration, where the weights of each layer start
         in the file ("rnn_1", "layers/lstm") and its class or its whole serialized form
-        ``{"class_name": "LSTM", "config": {...}}``.  Units and biases then follow from the weights, and what else is
-        not given is as in Keras' constructor, but ``reset_after`` of a GRU, which is False.
+        ``{"class_name": "LSTM", "config": {...}}``.  Sizes and biases then follow from the weights, and what else is
+        not given is as in Keras' constructor, but ``reset_after`` of a GRU, which is False; a recurrent class alone
+        stands for a layer that returns sequences.
     config : optional
         As for :func:`load_spec`.
 
@@ -102,7 +105,8 @@ def load_layers(
             return {name: layer_spec(*found[name], version, where) for name in found}
         specs = {}
         for prefix, kind in layers.items():
-            serialized = {"class_name": kind, "config": {}} if isinstance(kind, str) else kind
+            options = {"return_sequences": True} if isinstance(kind, str) and kind in CELLS else {}
+            serialized = {"class_name": kind, "config": options} if isinstance(kind, str) else kind
             part = weights.part(prefix) if weights.by_path else weights.top(prefix)
             if not part.found:
                 raise FormatError(f"no weight starts with {prefix!r}; load_tensors() shows all names")
@@ -121,6 +125,15 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     with open_checkpoint(path) as checkpoint:
         arrays = {stored.name: stored.read() for stored in checkpoint.weights.found.values()}
     return {name: array.astype(array.dtype.newbyteorder("=")) for name, array in arrays.items()}
+
+
+def supported() -> dict[str, Iterable[str]]:
+    """What is converted, for the table in docs/formats.md."""
+    from .keras_functions import FUNCTIONS
+    from .keras_layers import CONVERTERS
+
+    cells = [name for name in CELLS if name.endswith("Cell")]
+    return {"layers": CONVERTERS, "cells": [*cells, "StackedRNNCells"], "operations": sorted(FUNCTIONS)}
 
 
 def from_object(model_or_layer: Any, *, outputs: Iterable[str] | None = None) -> ModelSpec:

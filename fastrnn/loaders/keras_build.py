@@ -6,18 +6,21 @@ tensors behind the scenes, become tensors of the graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from ..errors import FormatError, UnsupportedError
-from ..spec import ModelSpec, Node, Tensor
+from ..spec import GATES, ModelSpec, Node, Tensor
 from .files import name_list, short
-from .keras_config import Call, Config, Value, class_and_config, node, section
+from .keras_config import MODELS, Call, Config, Converted, UnknownShapeError, Value, class_and_config, node, section
 from .keras_file import LayerWeights, Version
-from .keras_graph import MASK, MODELS, Arguments, Layer, Model, Ref, parse_model
-from .keras_layers import CONVERTERS, RECURRENT, input_value
-from .limits import MAX_CALLS
+from .keras_graph import MASK, Arguments, Layer, Model, Ref, parse_model, with_refs
+from .keras_layers import CONVERTERS, RECURRENT, SEVERAL, UNSUPPORTED, input_value
+from .keras_operations import is_operation, operation
+from .limits import MAX_CALLS, MAX_NODES
 
 
 def build_spec(
@@ -56,7 +59,7 @@ def build_spec(
         if layer.name not in scope.visited and layer.weights is not None:
             layer.weights.drop()
     _check_leftovers(weights)
-    spec = ModelSpec(nodes, inputs, tensors, source=where)
+    spec = ModelSpec(nodes, inputs, tensors, _used(graph.constants, nodes, tensors), source=where)
     spec.validate()
     return spec
 
@@ -71,18 +74,26 @@ def layer_spec(serialized: Any, weights: LayerWeights, version: Version, where: 
     """
     class_name, config = class_and_config(serialized, "the layer")
     name = str(config.get("name") or class_name)
+    if class_name in SEVERAL:
+        raise UnsupportedError(f"{class_name} {name!r} takes several tensors; load the model that calls it")
     x = input_value("x", {"batch_shape": section(serialized, "build_config", {}).get("input_shape")})
     graph = _Graph(version)
-    values = graph.convert(Layer(name, class_name, _without_states(config), weights), name, [x], [])
+    config = _without_states(config)
+    call = Call(name, class_name, config, weights, version, (x,), inner=graph.inner(name))
+    values = graph.convert(Layer(name, class_name, config, weights), call)
     graph.raise_problems()
-    nodes, outputs = _name_outputs(graph.nodes, [name], values or [])
-    is_recurrent = class_name in RECURRENT
-    if is_recurrent:
-        x = Value("x", (None, None, nodes[0].weights["weight_ih_l0"].shape[1]))
+    values = values or []
+    names = [name + (f":{k}" if k else "") for k in range(len(values))]
+    nodes, outputs = _name_outputs(graph.nodes, names, values)
+    if class_name in RECURRENT:
+        first = next(n for n in nodes if n.op in GATES)
+        x = Value("x", (None, None, first.weights["weight_ih_l0"].shape[1]))
+    if nodes and nodes[-1].op in GATES:
         nodes[-1].outputs = (name, *(f"{name}/{kind}_n" for kind in ("hc" if nodes[-1].op == "lstm" else "h")))
     _check_leftovers(weights)
     inputs = [Tensor("x", x.shape, _input_dtype("x", {}, nodes))]
-    spec = ModelSpec(nodes, inputs, outputs, nested_state=is_recurrent and len(nodes) == 1, source=where)
+    single = class_name in RECURRENT and len(nodes) == 1
+    spec = ModelSpec(nodes, inputs, outputs, _used(graph.constants, nodes, outputs), nested_state=single, source=where)
     spec.validate()
     return spec
 
@@ -94,7 +105,7 @@ def find_layers(config: Any, weights: LayerWeights, names: list[str]) -> dict[st
     if missing := set(names) - set(found):
         raise FormatError(f"no layer is called {name_list(missing)}; its layers: {name_list(layers)}")
     return {
-        name: ({"class_name": layer.class_name, "config": layer.config}, layer.weights)
+        name: ({"class_name": layer.class_name, "config": layer.config, "build_config": layer.build}, layer.weights)
         for name, layer in found.items()
         if layer.weights is not None
     }
@@ -116,47 +127,96 @@ class _Graph:
     def __init__(self, version: Version):
         self.version = version
         self.nodes: list[Node] = []
+        self.constants: dict[str, np.ndarray] = {}
         self.problems: dict[str, str] = {}
         self._calls = 0
+
+    def constant(self, name: str, array: np.ndarray) -> Value:
+        """A tensor that a layer is called with, and that never changes."""
+        if not array.ndim:
+            raise FormatError(
+                f"{name!r} is a number, expected a tensor with a batch axis; the configuration is damaged"
+            )
+        self.constants[name] = array.astype(np.float32)
+        return Value(name, array.shape)
 
     def count_call(self) -> None:
         self._calls += 1
         if self._calls > MAX_CALLS:
             raise FormatError(f"more than {MAX_CALLS} calls of layers; the configuration is damaged")
 
-    def convert(
-        self, layer: Layer, name: str, x: list[Value], states: list[Value], problem: str = ""
-    ) -> list[Value] | None:
-        """Convert a call of a layer; None, and a problem, where that is not possible."""
+    def convert(self, layer: Layer, call: Call, problem: str = "", complete: bool = True) -> list[Value] | None:
+        """Convert a call of a layer; None, and a problem, where that is not possible.
+
+        What lacks an input, because it is not ``complete``, shows only the problems of its own.
+        """
         try:
-            if layer.class_name not in CONVERTERS and layer.class_name not in MODELS:
-                raise UnsupportedError("this class is not supported")
-            if problem or len(x) != 1:
-                raise UnsupportedError(problem or f"it is called with {len(x)} tensors, expected 1")
-            if layer.weights is None:
-                raise FormatError("it has no weights")
-            call = Call(name, layer.class_name, layer.config, layer.weights, self.version, x[0], tuple(states))
-            nodes, values = CONVERTERS[layer.class_name](call)
+            part = self._converted(layer, call, problem)
         except UnsupportedError as error:
-            self.problems[name] = f"{layer.class_name} {layer.name!r}: {error}"
+            if complete or not isinstance(error, UnknownShapeError):
+                self.problems[call.name] = f"{layer.class_name} {layer.name!r}: {error}"
             return None
         except FormatError as error:
+            if not complete:
+                return None
             raise FormatError(f"{layer.class_name} {layer.name!r}: {error}") from None
-        if not layer.shared:
-            layer.shared = [n.weights for n in nodes]
-        for new, first in zip(nodes, layer.shared, strict=True):  # further calls share the arrays
-            new.weights = first
-        self.nodes += nodes
-        return values
+        for arrays in (*(n.weights for n in part.nodes), part.constants):
+            arrays.update({name: _shared(layer, array) for name, array in arrays.items()})
+        self.nodes += part.nodes
+        self.constants |= part.constants
+        if len(self.nodes) > MAX_NODES:
+            raise FormatError(f"more than {MAX_NODES} operators; the configuration is damaged")
+        return part.values
+
+    def _converted(self, layer: Layer, call: Call, problem: str) -> Converted:
+        name, several = layer.class_name, layer.class_name in SEVERAL
+        if is_operation(name):
+            return operation(call)
+        if name not in CONVERTERS:
+            raise UnsupportedError(UNSUPPORTED.get(name, "this class is not supported"))
+        if problem or (len(call.inputs) != 1 and not several) or not call.inputs:
+            raise UnsupportedError(problem or f"it is called with {len(call.inputs)} tensors, expected 1")
+        if layer.weights is None:
+            raise FormatError("it has no weights")
+        return CONVERTERS[name](call)
+
+    def inner(self, name: str) -> Callable[[str, Config, LayerWeights, Value], Converted]:
+        """What converts the layer or model that a layer called ``name`` wraps."""
+
+        def convert(class_name: str, config: Config, weights: LayerWeights, x: Value) -> Converted:
+            self.count_call()
+            path = f"{name}/{config.get('name') or class_name}"
+            if class_name not in MODELS:
+                layer = Layer(path, class_name, config, weights)
+                call = Call(path, class_name, config, weights, self.version, (x,), inner=self.inner(path))
+                return self._converted(layer, call, "")
+            model = parse_model({"class_name": class_name, "config": config}, weights)
+            nodes, constants, self.nodes, self.constants = self.nodes, self.constants, [], {}
+            try:
+                values = _Scope(self, model, f"{path}/", [x]).evaluate(model.outputs)
+                return Converted(self.nodes, values, self.constants)
+            finally:
+                self.nodes, self.constants = nodes, constants
+
+        return convert
 
     def raise_problems(self) -> None:
         """One error for all layers that cannot be run."""
         if self.problems:
             lines = "\n  ".join(self.problems.values())
             raise UnsupportedError(
-                f"{len(self.problems)} layer(s) cannot be run:\n  {lines}\nSupported are"
-                f" {', '.join(CONVERTERS)}. Replace the others in Keras, or load only what works: outputs=[layer, ...]."
+                f"{len(self.problems)} layer(s) cannot be run:\n  {lines}\nSupported are {', '.join(CONVERTERS)},"
+                " and arithmetic. Replace the others in Keras, or load only what works: outputs=[layer, ...]."
             )
+
+
+def _shared(layer: Layer, array: np.ndarray) -> np.ndarray:
+    """The array that a call of the layer before has, if it is equal."""
+    for known in layer.shared:
+        if known.shape == array.shape and known.dtype == array.dtype and np.array_equal(known, array):
+            return known
+    layer.shared.append(array)
+    return array
 
 
 class _Scope:
@@ -199,7 +259,8 @@ class _Scope:
         if ref.tensor is None:
             return values
         if ref.tensor == MASK:
-            return [Value(values[0].mask)]
+            shape = values[0].shape
+            return [Value(values[0].mask, shape[:-1] if shape else None, "", "bool")]
         if not 0 <= ref.tensor < len(values):
             raise FormatError(f"output {ref.tensor} of layer {short(ref.layer)} is used, it has {len(values)}")
         return [values[ref.tensor]]
@@ -213,7 +274,7 @@ class _Scope:
     def _call(self, key: tuple[str, int]) -> Arguments:
         layer = self._model.layers.get(key[0])
         if layer is not None and layer.class_name == "InputLayer" and key[1] == 0:
-            return Arguments([], [], [])
+            return Arguments([])
         if layer is None or key not in self._model.arguments:
             raise FormatError(f"call {key[1]} of layer {short(key[0])} is used, which does not exist")
         return self._model.arguments[key]
@@ -230,12 +291,23 @@ class _Scope:
                 graph.problems[self._prefix + name] = f"InputLayer {name!r}: {error}"
                 return None
         full_name = self._prefix + Ref(name, call, 0).name
-        x, states = ([value for ref in refs for value in self.known(ref)] for refs in (arguments.x, arguments.states))
-        for k, mask in enumerate(arguments.masks):
+        x: list[Value] = []
+        for given in arguments.x:
+            x += self.known(given) if isinstance(given, Ref) else [graph.constant(f"{full_name}/input_{len(x)}", given)]
+        states = [value for ref in arguments.states for value in self.known(ref)]
+        masks = [self.known(mask)[0] if mask else None for mask in arguments.masks]
+        for k, mask in enumerate(masks[: len(x)]):
             if mask:
-                x[k] = replace(x[k], mask=self.known(mask)[0].name)
+                x[k] = replace(x[k], mask=mask.name)
         if layer.class_name not in MODELS or arguments.problem:
-            return graph.convert(layer, full_name, x, states, arguments.problem)
+            parts = (arguments.options, arguments.places)
+            options, places = (with_refs(part, lambda ref: self.known(ref)[0]) for part in parts)
+            weights = layer.weights or LayerWeights(True, {})
+            call_of = Call(full_name, layer.class_name, layer.config, weights, graph.version, tuple(x), tuple(states))
+            more = {"masks": tuple(masks), "options": options, "arguments": tuple(places)}
+            call_of = replace(call_of, **more, inner=graph.inner(full_name))
+            complete = all(self._values[ref[:2]] is not None for ref in arguments.refs)
+            return graph.convert(layer, call_of, arguments.problem, complete)
         if layer.model is None:
             assert layer.weights is not None
             layer.model = parse_model({"class_name": layer.class_name, "config": layer.config}, layer.weights)
@@ -276,6 +348,11 @@ def _name_outputs(nodes: list[Node], names: list[str], values: list[Value]) -> t
     return nodes, tensors
 
 
+def _used(constants: dict[str, np.ndarray], nodes: list[Node], outputs: list[Tensor]) -> dict[str, np.ndarray]:
+    read = {name for n in nodes for name in n.inputs} | {tensor.name for tensor in outputs}
+    return {name: array for name, array in constants.items() if name in read}
+
+
 def _renamed(n: Node, old: str, new: str) -> Node:
     inputs, outputs = (tuple(new if name == old else name for name in names) for names in (n.inputs, n.outputs))
     return replace(n, inputs=inputs, outputs=outputs)
@@ -283,9 +360,9 @@ def _renamed(n: Node, old: str, new: str) -> Node:
 
 def _input_dtype(name: str, config: Config, nodes: list[Node]) -> str:
     readers = [n for n in nodes if name in n.inputs]
-    if readers and all(n.op == "embedding" for n in readers):
+    if any(n.op == "embedding" for n in readers):
         return "int64"
-    return "bool" if config.get("dtype") == "bool" else "float32"
+    return input_value(name, config).dtype
 
 
 def _check_leftovers(weights: LayerWeights) -> None:

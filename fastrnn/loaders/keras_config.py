@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from ..errors import FormatError, UnsupportedError
 from ..spec import OPS, Node
 from .files import name_list, short
 from .keras_file import LayerWeights, Version
-from .limits import MAX_UNITS
+from .limits import MAX_RANK, MAX_UNITS
 
 Shape = tuple[int | None, ...]
 Config = Mapping[str, Any]
@@ -41,16 +43,27 @@ ACTIVATIONS: dict[str, Activation] = {
     "log_softmax": "log_softmax",
 }
 
+MODELS = ("Functional", "Sequential", "Model")
+"""Classes of models; "Model" is Keras 2's name of "Functional"."""
+
 ACTIVATION_LAYERS = ("Activation", "ReLU", "LeakyReLU", "ThresholdedReLU", "ELU", "Softmax")
+
+
+class UnknownShapeError(UnsupportedError):
+    """A layer needs a shape that the configuration does not tell."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor of the graph; ``mask`` is the name of the tensor that masks its steps, or empty."""
+    """A tensor of the graph; ``mask`` is the name of the tensor that masks its steps, or empty.
+
+    A mask has all axes of its tensor but the last.
+    """
 
     name: str
     shape: Shape | None = None
     mask: str = ""
+    dtype: str = "float32"  # or "int64", "bool"
 
     @property
     def features(self) -> int | None:
@@ -64,21 +77,48 @@ class Value:
                 f"its input has shape {self.shape}, expected {rank} axes; the configuration is inconsistent"
             )
 
+    @property
+    def known_shape(self) -> Shape:
+        """The shape, for a layer that needs the number of axes."""
+        if self.shape is None:
+            raise UnknownShapeError("the shape of its input is not known; save the model with the shape of its inputs")
+        return self.shape
+
 
 @dataclass(frozen=True)
 class Call:
-    """One call of one layer.  ``name`` is that of its node and of its first output, ``states`` the initial ones."""
+    """One call of one layer.
+
+    ``name`` is that of its node and of its first output.  ``masks`` are those that the call names, besides those that
+    come with the tensors; ``options`` are its other arguments, ``arguments`` those of an operation by place; tensors in
+    them are values.
+    """
 
     name: str
     class_name: str
     config: Config
     weights: LayerWeights
     version: Version
-    x: Value
+    inputs: tuple[Value, ...]
     states: tuple[Value, ...] = ()
+    masks: tuple[Value | None, ...] = ()
+    options: Config = field(default_factory=dict)
+    arguments: tuple[Any, ...] = ()
+    inner: Callable[[str, Config, LayerWeights, Value], Converted] | None = None  # converts a layer or model inside
+
+    @property
+    def x(self) -> Value:
+        """The tensor, or the first one."""
+        return self.inputs[0]
 
 
-Converted = tuple[list[Node], list[Value]]
+@dataclass
+class Converted:
+    """What a call becomes: nodes, their constants by name, and the values that come out."""
+
+    nodes: list[Node]
+    values: list[Value]
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def node(
@@ -141,9 +181,56 @@ def integer(config: Config, key: str, most: int = MAX_UNITS) -> int:
     return value
 
 
+def integers(config: Config, key: str, count: int, default: Any = None, least: int = 1) -> list[int]:
+    """``count`` integers from ``least`` to ``MAX_UNITS``; a single one stands for all of them."""
+    value = config.get(key, default)
+    value = [value] * count if type(value) is int else value
+    if (
+        not isinstance(value, list)
+        or len(value) != count
+        or any(type(n) is not int or not least <= n <= MAX_UNITS for n in value)
+    ):
+        raise FormatError(
+            f"{key!r} is {short(value)}, expected {count} integers from {least} to {MAX_UNITS}; the configuration is"
+            " damaged"
+        )
+    return value
+
+
+def choice(config: Config, key: str, default: str, known: tuple[str, ...]) -> str:
+    """One of some words; Keras writes them in lower case, callers may not."""
+    value = config.get(key)
+    word = default if value is None else value.lower() if isinstance(value, str) else ""
+    if word not in known:
+        raise UnsupportedError(f"{key!r} is {short(value)}, supported are {', '.join(known)}")
+    return word
+
+
+def axes_of(value: Any, rank: int) -> list[int]:
+    """Axes, one or a list of them, counted from the front and sorted."""
+    axes = value if isinstance(value, list) else [value]
+    if (
+        not 0 < len(axes) <= MAX_RANK
+        or any(type(a) is not int or not -rank <= a < rank for a in axes)
+        or len({a % rank for a in axes}) < len(axes)
+    ):
+        raise FormatError(f"the axes are {short(value)}, on a tensor of {rank}; the configuration is inconsistent")
+    return sorted(a % rank for a in axes)
+
+
+def axis_of(value: Any, rank: int) -> int:
+    """One axis, counted from the front; older versions write a list of one."""
+    axes = axes_of(value, rank)
+    if len(axes) != 1:
+        raise FormatError(f"the axes are {short(value)}, expected one; the configuration is inconsistent")
+    return axes[0]
+
+
 def number(config: Config, key: str, default: float) -> float:
     """A finite number."""
     value = config.get(key, default)
+    if isinstance(value, Mapping) and value.get("type") == "ndarray":  # Keras 2.1
+        value = value.get("value")
     if type(value) not in (int, float) or not abs(value) < 1e38:
         raise FormatError(f"{key!r} is {short(value)}, expected a number; the configuration is damaged")
     return float(value)
@@ -164,25 +251,6 @@ def shape_of(value: Any, what: str) -> Shape:
             f"{what} is {short(value)}, expected a list of positive integers or null; the file is damaged"
         )
     return (None, *value[1:])
-
-
-def trailing_axes(axis: Any, rank: int | None) -> int:
-    """How many trailing axes ``axis``, a number or a list of them, stands for.
-
-    >>> trailing_axes(-1, None), trailing_axes([1, 2], 3)
-    (1, 2)
-    """
-    axes = axis if isinstance(axis, list) else [axis]
-    if not axes or any(type(a) is not int or not -8 <= a < 8 for a in axes):
-        raise FormatError(f"'axis' is {short(axis)}, expected integers; the configuration is damaged")
-    if rank is None and any(a >= 0 for a in axes):
-        raise UnsupportedError(
-            "'axis' counts from the front and the rank of the input is unknown; save it with its input"
-        )
-    counted = sorted(a if a < 0 else a - (rank or 0) for a in axes)
-    if counted != list(range(-len(axes), 0)):
-        raise UnsupportedError(f"'axis' is {axis}, only trailing axes are supported; transpose the input in Keras")
-    return len(axes)
 
 
 def activation_of(value: Any, version: Version) -> Activation:

@@ -5,29 +5,54 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-
 from ..errors import FormatError, UnsupportedError
 from ..spec import ROW_ACTIVATIONS
 from ..spec import activation as spec_activation
 from .files import short
+from .keras_attention import attention, multi_head_attention
 from .keras_config import (
     ACTIVATION_LAYERS,
+    MODELS,
     Call,
     Config,
     Converted,
+    Shape,
     Value,
     activation_layer,
     activation_of,
+    axes_of,
     class_and_config,
     flag,
     integer,
     node,
     number,
     shape_of,
-    trailing_axes,
+)
+from .keras_conv import conv, conv_transpose, depthwise_conv, global_pool, pool, separable_conv
+from .keras_emit import Emitter
+from .keras_merge import concatenate, dot, merge
+from .keras_norm import (
+    batch_normalization,
+    group_normalization,
+    layer_normalization,
+    normalization,
+    prelu,
+    rescaling,
+    rms_normalization,
+    softmax,
+    unit_normalization,
 )
 from .keras_recurrent import CELLS, bidirectional, recurrent
+from .keras_shapes import (
+    cropping,
+    einsum_dense,
+    flatten,
+    permute,
+    repeat_vector,
+    reshape,
+    up_sampling,
+    zero_padding,
+)
 
 
 def dense(call: Call) -> Converted:
@@ -41,95 +66,89 @@ def dense(call: Call) -> Converted:
         weights["bias"] = call.weights.take(1, "bias", (units,))
     attrs = {"activation": activation_of(config.get("activation"), call.version)}
     y = Value(call.name, (*x.shape[:-1], units) if x.shape else None, x.mask)
-    return [node("dense", call.name, (x.name,), (y.name,), attrs, weights)], [y]
+    return Converted([node("dense", call.name, (x.name,), (y.name,), attrs, weights)], [y])
 
 
 def embedding(call: Call) -> Converted:
     """Embedding: rows of a table, and with mask_zero a mask that is False where the id is 0."""
-    rows, size = integer(call.config, "input_dim"), integer(call.config, "output_dim")
+    config, stored = call.config, call.weights.shape(0, "embeddings")
+    if stored and len(stored) == 2:  # a caller need not write them
+        config = {"input_dim": stored[0], "output_dim": stored[1], **config}
+    rows, size = integer(config, "input_dim"), integer(config, "output_dim")
     weights = {"weight": call.weights.take(0, "embeddings", (rows, size))}
-    mask = f"{call.name}/mask" if flag(call.config, "mask_zero") else ""
+    mask = f"{call.name}/mask" if flag(config, "mask_zero") else ""
     y = Value(call.name, (*call.x.shape, size) if call.x.shape else None, mask)
     outputs = (y.name, mask) if mask else (y.name,)
-    return [node("embedding", call.name, (call.x.name,), outputs, {"mask_zero": bool(mask)}, weights)], [y]
+    nodes = [node("embedding", call.name, (call.x.name,), outputs, {"mask_zero": bool(mask)}, weights)]
+    return Converted(nodes, [y])
 
 
 def masking(call: Call) -> Converted:
     """Masking: steps whose features all equal mask_value are masked, and zero."""
     y = Value(call.name, call.x.shape, f"{call.name}/mask")
     attrs = {"mask_value": number(call.config, "mask_value", 0.0)}
-    return [node("masking", call.name, (call.x.name,), (y.name, y.mask), attrs)], [y]
-
-
-def layer_normalization(call: Call) -> Converted:
-    """LayerNormalization over trailing axes."""
-    if flag(call.config, "rms_scaling"):
-        raise UnsupportedError(
-            "rms_scaling is set, which is another normalization; only LayerNormalization's own is run"
-        )
-    axes = trailing_axes(call.config.get("axis", -1), len(call.x.shape) if call.x.shape else None)
-    shape = call.x.shape[-axes:] if call.x.shape else (None,) * axes
-    weights: dict[str, np.ndarray] = {}
-    for key, name, label in (("scale", "weight", "gamma"), ("center", "bias", "beta")):
-        if flag(call.config, key, True):
-            weights[name] = call.weights.take(len(weights), label, shape)
-    attrs = {"eps": number(call.config, "epsilon", 1e-3), "axes": axes}
-    y = replace(call.x, name=call.name)
-    return [node("layer_norm", call.name, (call.x.name,), (y.name,), attrs, weights)], [y]
-
-
-def batch_normalization(call: Call) -> Converted:
-    """BatchNormalization with the recorded statistics, over the last axis or axis 1."""
-    x, axis = call.x, call.config.get("axis", -1)
-    axis = axis[0] if isinstance(axis, list) and len(axis) == 1 else axis
-    rank = len(x.shape) if x.shape else None
-    if type(axis) is not int or (axis >= 0 and rank is None):
-        raise UnsupportedError(
-            f"'axis' is {short(axis)} on an input of {rank or 'unknown'} axes, supported are -1 and 1"
-        )
-    is_last = axis in (-1, None if rank is None else rank - 1)
-    if not is_last and axis != 1:
-        raise UnsupportedError(f"'axis' is {axis}, supported are the last one and 1")
-    if flag(call.config, "renorm"):
-        raise UnsupportedError("renorm is set; train it without")
-    shape = (None,) if x.shape is None else (x.shape[-1 if is_last else 1],)
-    names = [name for key, name in (("scale", "gamma"), ("center", "beta")) if flag(call.config, key, True)]
-    names += ["moving_mean", "moving_variance"]
-    ours = {"gamma": "weight", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
-    weights = {ours[name]: call.weights.take(k, name, shape) for k, name in enumerate(names)}
-    attrs = {"eps": number(call.config, "epsilon", 1e-3), "channels_first": not is_last}
-    y = replace(x, name=call.name)
-    return [node("batch_norm", call.name, (x.name,), (y.name,), attrs, weights)], [y]
+    return Converted([node("masking", call.name, (call.x.name,), (y.name, y.mask), attrs)], [y])
 
 
 def activation(call: Call) -> Converted:
-    """Activation, ReLU, LeakyReLU, ThresholdedReLU, ELU, Softmax."""
+    """Activation, ReLU, LeakyReLU, ThresholdedReLU, ELU."""
+    if call.class_name == "ReLU" and (composed := _relu(call)):
+        return composed
     value = activation_layer(call.class_name, call.config, call.version)
-    if call.class_name == "Softmax" and call.x.mask:
-        raise UnsupportedError("it gets a mask, with which it excludes features; use Activation('softmax')")
     if spec_activation(value)[0] in ROW_ACTIVATIONS and call.x.shape is not None and len(call.x.shape) < 2:
         raise FormatError(f"softmax over an input of shape {call.x.shape}; the configuration is inconsistent")
-    y = replace(call.x, name=call.name)
-    return [node("activation", call.name, (call.x.name,), (y.name,), {"activation": value})], [y]
+    y = replace(call.x, name=call.name, dtype="float32")
+    return Converted([node("activation", call.name, (call.x.name,), (y.name,), {"activation": value})], [y])
+
+
+def _relu(call: Call) -> Converted | None:
+    """A ReLU of several options, which no activation is; None for the others."""
+    config, top = call.config, call.config.get("max_value")
+    slope, threshold = (number(config, key, 0.0) for key in ("negative_slope", "threshold"))
+    if sum((top is not None, bool(slope), bool(threshold))) < 2:
+        return None
+    emit, x = Emitter(call.name), call.x
+    above = x if top is None else emit.binary("min", x, number(config, "max_value", 0.0))
+    below = emit.function("affine", x, slope, -slope * threshold)
+    return emit.done(replace(emit.where(emit.binary("greater_equal", x, threshold), above, below), mask=x.mask))
 
 
 def nothing(call: Call) -> Converted:
     """Layers that only work in training: the tensor passes through."""
-    return [], [call.x]
+    return Converted([], [call.x])
 
 
 def time_distributed(call: Call) -> Converted:
-    """TimeDistributed(layer) of a layer that works on the last axis alone: the layer itself."""
+    """TimeDistributed(layer): the layer itself where it works on the last axes alone, else on a batch of all steps."""
     class_name, config = class_and_config(call.config.get("layer"), "the wrapped layer")
-    if class_name not in _LAST_AXIS:
-        raise UnsupportedError(f"it wraps a layer of class {short(class_name)}, supported are {', '.join(_LAST_AXIS)}")
-    shape = call.x.shape
+    shape, weights = call.x.shape, call.weights.part("layer")
     if shape is not None and len(shape) < 3:
         raise FormatError(f"its input has shape {shape}, expected at least 3 axes; the configuration is inconsistent")
-    weights = call.weights.part("layer")
-    x = replace(call.x, shape=None if shape is None else (shape[0], *shape[2:]))
-    nodes, (y,) = CONVERTERS[class_name](replace(call, class_name=class_name, config=config, weights=weights, x=x))
-    return nodes, [replace(y, shape=None if shape is None or y.shape is None else (*shape[:2], *y.shape[1:]))]
+    rest = None if shape is None else (shape[0], *shape[2:])
+    if class_name in _LAST_AXIS or (class_name == "LayerNormalization" and _is_trailing(config, rest)):
+        x = replace(call.x, shape=rest)
+        part = CONVERTERS[class_name](replace(call, class_name=class_name, config=config, weights=weights, inputs=(x,)))
+        (y,) = part.values
+        part.values = [replace(y, shape=None if shape is None or y.shape is None else (*shape[:2], *y.shape[1:]))]
+        return part
+    if class_name not in CONVERTERS and class_name not in MODELS:
+        raise UnsupportedError(f"it wraps a layer of class {short(class_name)}, which is not supported")
+    assert call.inner is not None
+    emit, x = Emitter(call.name), call.x
+    rows = emit.reshape(x, [-1, *(emit.size(x, k) for k in range(2, len(x.known_shape)))])
+    values = emit.include(call.inner(class_name, config, weights, rows))
+    if len(values) != 1:
+        raise UnsupportedError(f"it wraps a layer of {len(values)} outputs; wrap layers of one")
+    y, *_ = values
+    dims = [emit.size(x, 0), emit.size(x, 1), *(emit.size(y, k) for k in range(1, len(y.known_shape)))]
+    return emit.done(replace(emit.reshape(y, dims), mask=x.mask))
+
+
+def _is_trailing(config: Config, shape: Shape | None) -> bool:
+    """Whether a layer's axes are the last ones of such a tensor."""
+    axis, rank = config.get("axis", -1), 0 if shape is None else len(shape)
+    axes = axes_of(axis, rank) if rank else []
+    return axis in (-1, [-1]) or (bool(axes) and axes == list(range(rank - len(axes), rank)))
 
 
 _TRAINING_ONLY = (
@@ -142,24 +161,72 @@ _TRAINING_ONLY = (
     "AlphaDropout",
     "ActivityRegularization",
 )
-_LAST_AXIS = ("Dense", "LayerNormalization", *ACTIVATION_LAYERS, *_TRAINING_ONLY)
+_LAST_AXIS = ("Dense", *ACTIVATION_LAYERS, *_TRAINING_ONLY)
+_DIMENSIONS = ("1D", "2D")
 
 CONVERTERS: dict[str, Callable[[Call], Converted]] = {
     **{class_name: recurrent for class_name in CELLS if not class_name.endswith("Cell")},
     "RNN": recurrent,
     "Bidirectional": bidirectional,
-    "Dense": dense,
     "TimeDistributed": time_distributed,
-    "Embedding": embedding,
     "Masking": masking,
+    "Embedding": embedding,
+    "Dense": dense,
+    "EinsumDense": einsum_dense,
+    **dict.fromkeys(("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"), merge),
+    "Concatenate": concatenate,
+    "Dot": dot,
+    **dict.fromkeys(("Attention", "AdditiveAttention"), attention),
+    "MultiHeadAttention": multi_head_attention,
+    **{f"Conv{n}": conv for n in _DIMENSIONS},
+    **{f"SeparableConv{n}": separable_conv for n in _DIMENSIONS},
+    **{f"DepthwiseConv{n}": depthwise_conv for n in _DIMENSIONS},
+    **{f"Conv{n}Transpose": conv_transpose for n in _DIMENSIONS},
+    **{f"{kind}Pooling{n}": pool for kind in ("Max", "Average") for n in _DIMENSIONS},
+    **{f"Global{kind}Pooling{n}": global_pool for kind in ("Max", "Average") for n in _DIMENSIONS},
+    **{f"ZeroPadding{n}": zero_padding for n in _DIMENSIONS},
+    **{f"Cropping{n}": cropping for n in _DIMENSIONS},
+    **{f"UpSampling{n}": up_sampling for n in _DIMENSIONS},
+    "Flatten": flatten,
+    "Reshape": reshape,
+    "Permute": permute,
+    "RepeatVector": repeat_vector,
     "LayerNormalization": layer_normalization,
     "BatchNormalization": batch_normalization,
+    "GroupNormalization": group_normalization,
+    "UnitNormalization": unit_normalization,
+    "RMSNormalization": rms_normalization,
+    "Normalization": normalization,
+    "Rescaling": rescaling,
     **dict.fromkeys(ACTIVATION_LAYERS, activation),
+    "Softmax": softmax,
+    "PReLU": prelu,
     **dict.fromkeys((*_TRAINING_ONLY, "Identity"), nothing),
 }
 """Class of a Keras layer: what turns a call of it into nodes and values."""
 
 RECURRENT = tuple(name for name, converter in CONVERTERS.items() if converter in (recurrent, bidirectional))
+SEVERAL = tuple(
+    name
+    for name, converter in CONVERTERS.items()
+    if converter in (merge, concatenate, dot, attention, multi_head_attention)
+)
+"""Those that are called with several tensors."""
+
+_ATTENTION_OPTIONS = ("use_causal_mask", "return_attention_scores")
+OPTIONS = {
+    "Attention": _ATTENTION_OPTIONS,
+    "AdditiveAttention": _ATTENTION_OPTIONS,
+    "MultiHeadAttention": (*_ATTENTION_OPTIONS, "attention_mask"),
+}
+"""What else a call may name, besides tensors, masks and initial states."""
+
+
+UNSUPPORTED = {
+    "Lambda": "its code is Python that a file brings along, which is never run",
+    **{f"ConvLSTM{n}D": "recurrent layers of convolutions are not supported" for n in (1, 2, 3)},
+}
+"""Why some well-known classes are not supported."""
 
 
 def input_value(name: str, config: Config) -> Value:
@@ -167,4 +234,6 @@ def input_value(name: str, config: Config) -> Value:
     if config.get("sparse") or config.get("ragged"):
         raise UnsupportedError("a sparse or ragged input; use a dense one, with a mask for steps that do not exist")
     shape = config.get("batch_shape", config.get("batch_input_shape"))  # Keras 3, Keras 2
-    return Value(name, None if shape is None else shape_of(shape, "the shape of the input"))
+    stated = str(config.get("dtype"))
+    dtype = "bool" if stated == "bool" else "int64" if stated.startswith(("int", "uint")) else "float32"
+    return Value(name, None if shape is None else shape_of(shape, "the shape of the input"), "", dtype)

@@ -7,7 +7,8 @@ order of ``GATE_ORDER["keras"]``.  We want their transposes, in our order.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,9 @@ from .keras_config import (
     flag,
     integer,
     node,
+    section,
 )
+from .keras_emit import Emitter
 from .keras_file import LayerWeights, Version, snake_case
 from .limits import MAX_LAYERS
 
@@ -62,60 +65,138 @@ def recurrent(call: Call) -> Converted:
     """LSTM, GRU, SimpleRNN or RNN(cell): one node; RNN over stacked cells: one node for each of them."""
     call.x.require_rank(3)
     cells = _cells(call.class_name, call.config, call.weights)
-    if len(cells) > 1 and (call.states or flag(call.config, "return_state")):
-        raise UnsupportedError("initial or returned states of stacked cells; use one RNN layer for each cell")
-    reverse = flag(call.config, "go_backwards")
+    reverse, x = flag(call.config, "go_backwards"), call.x
+    kinds = [_STATES[CELLS.get(class_name, "rnn")] for class_name, *_ in cells]
+    counts, backwards = [len(names) for names in kinds], _is_reversed(call)
+    states = _states_of_cells(call, counts, backwards)
     nodes: list[Node] = []
-    values, x = [call.x], call.x
+    finals: list[list[Value]] = []
     for k, (class_name, config, weights) in enumerate(cells):
         last = k == len(cells) - 1
         cell = _cell(class_name, config, weights, x.features, call.version)
         attrs = _loop(call.config, last)
         attrs |= {"direction": "reverse" if reverse else "forward"}
         attrs |= {"reverse_output": reverse and last and attrs["return_sequences"]}
-        name = call.name if last else f"{call.name}/{k}"
-        more, values = _emit(call, cell, attrs, cell.named("_l0"), name, x, cell.units)
+        part = replace(call, name=call.name if last else f"{call.name}/{k}", inputs=(x,), states=states[k])
+        first = 1 + sum(counts[k + 1 :] if backwards else counts[:k])
+        more, values = _emit(part, cell, attrs, cell.named("_l0"), cell.units, call.name, first)
         nodes += more
+        finals.append(values[1:])
         x = Value(values[0].name, values[0].shape, call.x.mask)
-    return nodes, values
+    finals = finals[::-1] if backwards else finals
+    return Converted(nodes, [values[0], *(value for part in finals for value in part)])
+
+
+def _is_reversed(call: Call) -> bool:
+    """Whether the states of stacked cells stand in the order from the last cell to the first."""
+    cell = call.config.get("cell")
+    config = section(cell, "config", {}) if isinstance(cell, Mapping) else {}
+    return isinstance(config.get("cells"), list) and flag(config, "reverse_state_order")
+
+
+def _states_of_cells(call: Call, counts: list[int], backwards: bool) -> list[tuple[Value, ...]]:
+    """The initial states of each cell."""
+    if len(counts) == 1 or not call.states:
+        return [call.states] * len(counts)
+    if call.version.standalone:
+        raise UnsupportedError(
+            "initial states of stacked cells, the order of which differs between versions of Keras 2"
+        )
+    if len(call.states) != sum(counts):
+        raise FormatError(f"it gets {len(call.states)} initial states, expected {sum(counts)}; check the graph")
+    order = range(len(counts))[:: -1 if backwards else 1]
+    parts: list[tuple[Value, ...]] = [()] * len(counts)
+    start = 0
+    for k in order:
+        parts[k] = call.states[start : start + counts[k]]
+        start += counts[k]
+    return parts
+
+
+_MERGES = {"sum": "add", "ave": "add", "mul": "mul"}
 
 
 def bidirectional(call: Call) -> Converted:
-    """Bidirectional(layer): one node of two directions, the output of the second one in order of time."""
+    """Bidirectional(layer): one node of two directions, the output of the second one in order of time.
+
+    Two layers that differ in more than their weights, or of stacked cells, run one after the other.
+    """
     call.x.require_rank(3)
-    merge = call.config.get("merge_mode", "concat")
-    if merge not in ("concat", "sum", "mul", "ave"):
-        raise UnsupportedError(f"merge_mode {short(merge)} gives two outputs or none; use concat, sum, mul or ave")
+    mode = call.config.get("merge_mode", "concat")
+    if mode not in ("concat", "sum", "mul", "ave", None):
+        raise UnsupportedError(f"merge_mode {short(mode)}; known are concat, sum, mul, ave and none")
+    layers = _layers(call)
+    loops = [_loop(config, True) for _, config, _ in layers]
+    # Keras forces this on both layers; before it was a part of TensorFlow it did not know it.
+    for loop in loops:
+        loop["zero_output_for_mask"] = loop["return_sequences"] and not call.version.standalone
+    cells = [_cells(class_name, config, weights) for class_name, config, weights in layers]
+    backwards = [flag(config, "go_backwards") for _, config, _ in layers]
+    same = [flag(config, key) for key in ("return_state", "return_sequences") for _, config, _ in layers]
+    if same[0] != same[1] or same[2] != same[3]:
+        raise UnsupportedError("its two layers return different things; run them as two layers")
+    if [len(part) for part in cells] == [1, 1] and backwards == [False, True]:
+        forward, backward = (_cell(*part[0], call.x.features, call.version) for part in cells)
+        first, second = ((c.op, c.units, c.attrs, set(c.weights)) for c in (forward, backward))
+        if first == second:
+            attrs = {**loops[0], "direction": "bidirectional", "merge": mode or "concat"}
+            weights = forward.named("_l0") | backward.named("_l0_reverse")
+            inner = replace(call, config=layers[0][1])
+            size = (1 if mode in _MERGES else 2) * forward.units
+            if mode:
+                return Converted(*_emit(inner, forward, attrs, weights, size))
+            inner = replace(inner, name=f"{call.name}/both")
+            nodes, values = _emit(inner, forward, attrs, weights, size)
+            return _parted(call, Converted(nodes, values), forward.units)
+    return _one_after_the_other(call, layers, mode)
+
+
+def _layers(call: Call) -> list[tuple[str, Config, LayerWeights]]:
+    """Class, configuration and weights of the two layers of a Bidirectional."""
     class_name, config = class_and_config(call.config.get("layer"), "the wrapped layer")
-    config_2: Config
     name = str(config.get("name", "")).removeprefix("forward_")
-    forward = _direction(call, class_name, config, "forward_layer", f"forward_{name}", name)
+    forward = _direction(call, class_name, "forward_layer", f"forward_{name}", name)
+    config_2: Config
     if call.config.get("backward_layer") is None:
-        class_2, config_2 = class_name, {**config, "go_backwards": True}
+        backwards = not flag(config, "go_backwards")
+        class_2, config_2 = class_name, {**config, "go_backwards": backwards}
         names = [f"backward_{name}"]
     else:
         class_2, config_2 = class_and_config(call.config["backward_layer"], "the backward layer")
         names = [str(config_2.get("name", "")), f"backward_{name}"]
-    backward = _direction(call, class_2, config_2, "backward_layer", *names)
-    attrs = _loop(config, True)
-    first = (forward.op, forward.units, forward.attrs, set(forward.weights), attrs["return_sequences"])
-    second = (
-        backward.op,
-        backward.units,
-        backward.attrs,
-        set(backward.weights),
-        _loop(config_2, True)["return_sequences"],
-    )
-    if first != second or flag(config, "return_state") != flag(config_2, "return_state"):
-        raise UnsupportedError("its two layers differ in more than their weights; run them as two layers")
-    if flag(config, "go_backwards") or not flag(config_2, "go_backwards"):
-        raise UnsupportedError("its first layer goes backwards, or its second one forwards; exchange them")
-    # Keras forces this on both layers; before it was a part of TensorFlow it did not know it.
-    attrs["zero_output_for_mask"] = attrs["return_sequences"] and not call.version.standalone
-    attrs |= {"direction": "bidirectional", "merge": merge}
-    weights = forward.named("_l0") | backward.named("_l0_reverse")
-    inner = Call(call.name, class_name, config, call.weights, call.version, call.x, call.states)
-    return _emit(inner, forward, attrs, weights, call.name, call.x, (2 if merge == "concat" else 1) * forward.units)
+    backward = _direction(call, class_2, "backward_layer", *names)
+    return [(class_name, config, forward), (class_2, config_2, backward)]
+
+
+def _parted(call: Call, part: Converted, units: int) -> Converted:
+    """The outputs of the two directions one by one."""
+    emit = Emitter(call.name)
+    both, *states = emit.include(part)
+    shape = both.known_shape
+    halves = emit.split(both, len(shape) - 1, [units, units])
+    return emit.done(*(replace(half, mask=both.mask) for half in halves), *states)
+
+
+def _one_after_the_other(call: Call, layers: list[tuple[str, Config, LayerWeights]], mode: str | None) -> Converted:
+    """Two layers, the output of the second one turned, and what merges them."""
+    emit, outputs, states = Emitter(call.name), [], []
+    half = len(call.states) // 2
+    given = (call.states[:half], call.states[half:])
+    for k, (class_name, stated, weights) in enumerate(layers):
+        zero = flag(stated, "return_sequences") and not call.version.standalone
+        config = {**stated, "zero_output_for_mask": zero or flag(stated, "zero_output_for_mask")}
+        name = f"{call.name}/{('forward', 'backward')[k]}"
+        part = replace(call, name=name, class_name=class_name, config=config, weights=weights, states=given[k])
+        output, *final = emit.include(recurrent(part))
+        outputs.append(emit.slice(output, 1, None, None, -1) if k and flag(config, "return_sequences") else output)
+        states += final
+    mask = outputs[0].mask
+    if mode == "concat":
+        outputs = [emit.concat(outputs, len(outputs[0].known_shape) - 1)]
+    elif mode:
+        merged = emit.binary(_MERGES[mode], *outputs)
+        outputs = [emit.function("affine", merged, 0.5) if mode == "ave" else merged]
+    return emit.done(*(replace(output, mask=mask) for output in outputs), *states)
 
 
 def _cells(class_name: str, config: Config, weights: LayerWeights) -> list[tuple[str, Config, LayerWeights]]:
@@ -140,16 +221,12 @@ def _cells(class_name: str, config: Config, weights: LayerWeights) -> list[tuple
     return cells
 
 
-def _direction(call: Call, class_name: str, config: Config, path: str, *names: str) -> _Cell:
-    """One of the two cells of a Bidirectional layer."""
-    parts = [call.weights.part(path, name) for name in names]
-    weights = next((part for part in parts if part.found), parts[0])
+def _direction(call: Call, class_name: str, path: str, *names: str) -> LayerWeights:
+    """The weights of one of the two layers of a Bidirectional."""
     if class_name not in CELLS and class_name != "RNN":
         raise UnsupportedError(f"it wraps a layer of class {short(class_name)}, only recurrent layers are supported")
-    cells = _cells(class_name, config, weights)
-    if len(cells) > 1:
-        raise UnsupportedError("it wraps stacked cells; use one Bidirectional layer for each cell")
-    return _cell(*cells[0], call.x.features, call.version)
+    parts = [call.weights.part(path, name) for name in names]
+    return next((part for part in parts if part.found), parts[0])
 
 
 def _loop(config: Config, last: bool) -> dict[str, Any]:
@@ -226,10 +303,19 @@ def _cell_activation(config: Config, key: str, default: str, version: Version) -
 
 
 def _emit(
-    call: Call, cell: _Cell, attrs: dict[str, Any], weights: dict[str, np.ndarray], name: str, x: Value, features: int
-) -> Converted:
-    """The node of a cell, with the nodes that join the initial states of its directions and part the final ones."""
-    kinds = _STATES[cell.op]
+    call: Call,
+    cell: _Cell,
+    attrs: dict[str, Any],
+    weights: dict[str, np.ndarray],
+    features: int,
+    outer: str = "",
+    first: int = 1,
+) -> tuple[list[Node], list[Value]]:
+    """The node of a cell, with the nodes that join the initial states of its directions and part the final ones.
+
+    These are outputs of the layer from number ``first`` on.
+    """
+    kinds, name, x = _STATES[cell.op], call.name, call.x
     directions = 2 if attrs["direction"] == "bidirectional" else 1
     nodes, inputs = [], [x.name]
     if call.states and len(call.states) != len(kinds) * directions:
@@ -253,7 +339,8 @@ def _emit(
     finals: tuple[str, ...] = ()
     if flag(call.config, "return_state"):
         finals = tuple(f"{name}/{kind}_n" for kind in kinds)
-        values += [Value(f"{name}:{k + 1}", (None, cell.units)) for k in range(len(kinds) * directions)]
+        outer = outer or name
+        values += [Value(f"{outer}:{first + k}", (None, cell.units)) for k in range(len(kinds) * directions)]
     nodes.append(node(cell.op, name, (*inputs, x.mask), (name, *finals), attrs | cell.attrs, weights))
     for k, final in enumerate(finals):
         nodes.append(Node("unstack", final, (final,), tuple(value.name for value in values[1 + k :: len(kinds)])))

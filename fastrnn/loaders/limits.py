@@ -39,7 +39,16 @@ MAX_CONFIG_SIZE = 8 * MIB
 MAX_OBJECTS = 100_000  # groups and datasets
 MAX_INFLATION = 100  # all tensors of a file together, inflated, against the size of the file
 MAX_CALLS = 4_096  # of layers, those of nested models included
+MAX_NODES = 65_536  # that these calls become
 MAX_UNITS = 1 << 24  # of one layer; rows of an embedding
+
+# ONNX: nodes of a model, those in bodies and called functions included; what constants that are computed at load take
+MAX_NODES = 32_768
+MAX_EXPANSION = 16  # nodes of called functions, counted each time, for each node of the file
+MAX_FOLDED = 16 * MIB  # bytes read and written to compute them, and
+MAX_FOLDING = 64  # times the size of the file
+MAX_PROTO = 2 << 30  # bytes, protobuf's own limit
+MAX_OPERATOR = 1 * MIB  # bytes of one slow operator with its attributes
 
 # Layers stacked in one recurrent node
 MAX_LAYERS = 1_024

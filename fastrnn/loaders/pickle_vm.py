@@ -29,6 +29,22 @@ class StateDict(dict):
     __slots__ = ()
 
 
+class ScriptObject:
+    """Stands in for an instance of a class of the file's own program: its attributes, and none of its methods."""
+
+    __slots__ = ("state",)
+
+    def __init__(self, state: Any = None):
+        self.state = state
+
+
+class _ScriptClass:
+    """Stands in for every class of the file's own program."""
+
+
+_SCRIPT_CLASS = _ScriptClass()
+
+
 class _Refused:
     """Stands in for every global outside of the table, and for whatever is made with one."""
 
@@ -41,6 +57,7 @@ def interpret(
     functions: Mapping[str, Callable[[tuple], Any]],
     constants: Mapping[str, Any],
     persistent_load: Callable[[Any], Any],
+    classes: str = "",
 ) -> Any:
     """Run a pickle and return its value.
 
@@ -52,6 +69,8 @@ def interpret(
         The globals that the pickle may name, as "module.name".  A function gets the tuple of its arguments.
     persistent_load : callable
         Gets the persistent identifiers of the pickle and returns what they stand for.
+    classes : str
+        Names that begin so are classes of the file's own program; their instances become ``ScriptObject``.
 
     Raises
     ------
@@ -62,7 +81,7 @@ def interpret(
     """
     if len(program) > MAX_PICKLE_SIZE:
         raise FormatError(f"the pickle has {len(program)} bytes, at most {MAX_PICKLE_SIZE} are read; {SAVE_HINT}")
-    machine = _Machine(bytes(program), functions, constants, persistent_load)
+    machine = _Machine(bytes(program), functions, constants, persistent_load, classes)
     try:
         value = machine.run()
     except (FormatError, IndexError, struct.error, UnicodeDecodeError) as error:
@@ -87,9 +106,11 @@ class _Machine:
         functions: Mapping[str, Callable[[tuple], Any]],
         constants: Mapping[str, Any],
         persistent_load: Callable[[Any], Any],
+        classes: str,
     ):
         self.program, self.position = program, 0
         self.functions, self.constants, self.persistent_load = functions, constants, persistent_load
+        self.classes = classes
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []  # the stacks below each mark
         self.memo: dict[int, Any] = {}
@@ -137,6 +158,8 @@ class _Machine:
             return self.functions[full]
         if full in self.constants:
             return self.constants[full]
+        if self.classes and full.startswith(self.classes):
+            return _SCRIPT_CLASS
         self.refused.add(full)
         return _REFUSED
 
@@ -146,6 +169,8 @@ class _Machine:
             raise FormatError("the pickle calls a function without a short tuple of arguments; the file is damaged")
         if function is _REFUSED or any(item is _REFUSED for item in arguments):
             self.stack.append(_REFUSED)
+        elif function is _SCRIPT_CLASS:
+            self.stack.append(ScriptObject(arguments))
         elif callable(function):
             self.stack.append(function(arguments))
         else:
@@ -153,12 +178,17 @@ class _Machine:
 
     def new_object(self) -> None:
         self.stack.pop()
-        if self.stack[-1] is not _REFUSED:
+        if self.stack[-1] is _SCRIPT_CLASS:
+            self.stack[-1] = ScriptObject()
+        elif self.stack[-1] is not _REFUSED:
             raise FormatError(f"the pickle makes a new object of a plain value; {SAVE_HINT}")
 
     def build(self) -> None:
-        self.stack.pop()  # state_dict._metadata, versions of the modules
-        if self.stack[-1] is not _REFUSED and not isinstance(self.stack[-1], StateDict):
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, ScriptObject) and target.state is None:
+            target.state = state
+        # What a StateDict gets is state_dict._metadata, versions of the modules.
+        elif target is not _REFUSED and not isinstance(target, StateDict):
             raise FormatError(f"the pickle sets attributes of a plain value; {SAVE_HINT}")
 
     def persistent_id(self) -> None:

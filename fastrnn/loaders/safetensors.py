@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..errors import FormatError, UnsupportedError
 from ..spec import ModelSpec
 from .files import TensorFile, map_file, name_list, short, view_array, write_file
 from .limits import MAX_HEADER_SIZE, MAX_NAME_LENGTH, MAX_TENSORS, check_shape
-from .state_dict import spec_from_state_dict
+from .state_dict import layer_kinds, spec_from_state_dict
 
 _DTYPES = {
     "F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2),
@@ -60,6 +60,11 @@ def open_tensors(path: str | os.PathLike[str]) -> TensorFile:
     return TensorFile(entries, lambda name: read_entry(file[start:], entries[name]))
 
 
+def supported() -> dict[str, Iterable[str]]:
+    """What the format holds, for the table in docs/formats.md."""
+    return {"layers": layer_kinds(), "dtypes": (dtype for dtype, _ in _DTYPES.values())}
+
+
 def save_tensors(
     tensors: Mapping[str, np.ndarray], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -82,7 +87,10 @@ def read_header(file: memoryview) -> tuple[dict[str, Entry], dict[str, str], int
     (length,) = struct.unpack_from("<Q", file)
     if length > min(MAX_HEADER_SIZE, len(file) - 8):
         raise _damaged(f"its header claims {length} bytes of the {len(file)}, at most {MAX_HEADER_SIZE} are read")
-    header = _parse(bytes(file[8 : 8 + length]))
+    text = bytes(file[8 : 8 + length])
+    if not text.startswith(b"{"):
+        raise _damaged("its header does not start with {")
+    header = parse_object(text, "its header")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or any(not isinstance(value, str) for value in metadata.values()):
         raise _damaged("its __metadata__ is not a dictionary of text")
@@ -150,24 +158,26 @@ def dtype_code(dtype: np.dtype) -> str:
     return _CODES[dtype.name]
 
 
-def _parse(text: bytes) -> dict[str, Any]:
-    if not text.startswith(b"{"):
-        raise _damaged("its header does not start with {")
+def parse_object(text: bytes | str, what: str) -> dict[str, Any]:
+    """Parse a JSON object strictly: no name twice, no NaN and no infinity; ``what`` it is, for errors."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            raise _damaged(f"{what} has a name twice")
+        return result
+
+    def no_constant(name: str) -> None:
+        raise _damaged(f"{what} holds {name}")
+
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
     except (ValueError, RecursionError) as error:  # ValueError: JSON, UTF-8 and integers of thousands of digits
-        raise _damaged(f"its header is not JSON ({type(error).__name__})") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        raise _damaged("its header has a name twice")
-    return result
-
-
-def _no_constant(name: str) -> None:
-    raise _damaged(f"its header holds {name}")
+        raise _damaged(f"{what} is not JSON ({type(error).__name__})") from None
+    if not isinstance(value, dict):
+        raise _damaged(f"{what} is not a JSON object")
+    return value
 
 
 def _entry(name: str, value: Any) -> Entry:

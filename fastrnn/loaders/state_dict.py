@@ -28,6 +28,11 @@ PLAIN_WEIGHTS = {
 _IGNORED_KEYS = {"batch_norm": {"num_batches_tracked"}}  # of training only
 
 
+def layer_kinds() -> tuple[str, ...]:
+    """Kinds of layers that ``load_layers`` finds among named tensors."""
+    return (*GATES, *PLAIN_WEIGHTS)
+
+
 def as_float32(value: Any, where: str) -> np.ndarray:
     """Return a C-contiguous float32 copy of a tensor or array of float32, float16, bfloat16 (torch) or float64.
 
@@ -94,13 +99,18 @@ def spec_from_state_dict(
         Of a simple RNN, whose state_dict does not say it; default "tanh".
     """
     chosen = select(tensors, prefix)
-    unknown = [key for key in chosen if not _RECURRENT_KEY.fullmatch(key)]
+    unknown = other_layers(chosen)
     if unknown or not chosen:
         found = f"tensors that are not of one recurrent layer: {name_list(unknown)}" if chosen else "no tensors"
         under = f" under the prefix {prefix!r}" if prefix else ""
         raise FormatError(f"found {found}{under}; {_prefix_hint(tensors)}")
     node = recurrent_node({key: tensors[name] for key, name in chosen.items()}, nonlinearity=nonlinearity)
     return bare_spec(node, source)
+
+
+def other_layers(names: Iterable[str]) -> list[str]:
+    """Names that are not those of the weights of one recurrent layer."""
+    return [name for name in names if not _RECURRENT_KEY.fullmatch(name)]
 
 
 def _prefix_hint(tensors: Iterable[str]) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,36 +17,13 @@ import numpy as np
 from ..errors import ShapeError, UnsupportedError
 from ..spec import GATES, ModelSpec, Node, Tensor
 from .limits import MAX_NESTING
-from .state_dict import bare_spec, plain_node, recurrent_node, recurrent_tensors, spec_from_state_dict, wiring
+from .state_dict import bare_spec, layer_kinds, recurrent_tensors, spec_from_state_dict, wiring
 from .torch_file import read_checkpoint as open_tensors
+from .torch_fx import export_hint, spec_of
+from .torch_modules import CHAINED, NOTHING, RECURRENT, SUPPORTED, class_name, is_leaf, node, refusal
+from .torch_ops import FUNCTIONS
 
 __all__ = ["from_object", "load_spec", "load_tensors", "open_tensors"]
-
-_RECURRENT = {"LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"}
-_NOTHING = {"Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"}
-_PLAIN = {"Linear": "dense", "Embedding": "embedding", "LayerNorm": "layer_norm", "BatchNorm1d": "batch_norm"}
-
-# Class -> activation; None where the module's settings are not those that we compute.
-_ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
-    "ReLU": lambda m: "relu",
-    "Sigmoid": lambda m: "sigmoid",
-    "Tanh": lambda m: "tanh",
-    "Hardsigmoid": lambda m: ("hard_sigmoid", 1 / 6, 0.5),
-    "Hardtanh": lambda m: ("hard_tanh", float(m.min_val), float(m.max_val)),
-    "LeakyReLU": lambda m: ("leaky_relu", float(m.negative_slope)),
-    "ELU": lambda m: ("elu", float(m.alpha)),
-    "SELU": lambda m: "selu",
-    "SiLU": lambda m: "silu",
-    "GELU": lambda m: {"none": "gelu", "tanh": "gelu_tanh"}.get(m.approximate),
-    "Softplus": lambda m: "softplus" if (m.beta, m.threshold) == (1, 20) else None,
-    "Softsign": lambda m: "softsign",
-    "Mish": lambda m: "mish",
-    "ReLU6": lambda m: "relu6",
-    "Hardswish": lambda m: "hard_swish",
-    "LogSigmoid": lambda m: "log_sigmoid",
-    "Softmax": lambda m: "softmax" if m.dim is not None else None,
-    "LogSoftmax": lambda m: "log_softmax" if m.dim is not None else None,
-}
 
 
 def load_spec(path: str | os.PathLike[str], *, prefix: str = "", nonlinearity: str | None = None) -> ModelSpec:
@@ -71,18 +49,27 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return dict(open_tensors(path))
 
 
-def from_object(obj: Any, *, prefix: str = "", nonlinearity: str | None = None) -> ModelSpec:
+def supported() -> dict[str, Iterable[str]]:
+    """What files hold and ``from_torch`` takes, for the table in docs/formats.md."""
+    return {"layers of files": layer_kinds(), "modules": SUPPORTED, "functions and methods": sorted(FUNCTIONS)}
+
+
+def from_object(
+    obj: Any, *, prefix: str = "", nonlinearity: str | None = None, example_inputs: Any = None
+) -> ModelSpec:
     """Describe a live PyTorch module, or the recurrent layer of a state_dict.  The weights are copied.
 
     Parameters
     ----------
     obj : torch.nn.Module or mapping
-        ``nn.LSTM``, ``nn.GRU``, ``nn.RNN``, their cells, ``nn.Sequential`` of supported layers, one such layer; or a
-        mapping from names to tensors or arrays.
+        ``nn.LSTM``, ``nn.GRU``, ``nn.RNN``, their cells, ``nn.Sequential`` of supported layers, one such layer, any
+        module whose forward torch.fx can capture; or a mapping from names to tensors or arrays.
     prefix : str
         For a mapping: take only the names that start so ("encoder.").
     nonlinearity : {"tanh", "relu"}, optional
         For the mapping of a simple RNN, which does not say it; default "tanh".
+    example_inputs : tensor, tuple or mapping, optional
+        For a module: what its forward takes, where its layers do not tell; only ranks and dtypes matter.
 
     Returns
     -------
@@ -107,91 +94,51 @@ def from_object(obj: Any, *, prefix: str = "", nonlinearity: str | None = None) 
         raise UnsupportedError(
             "prefix= and nonlinearity= are for a state_dict; a module says both itself: pass the part alone"
         )
-    return _from_module(obj)
+    return _from_module(obj, example_inputs)
 
 
-def _from_module(module: Any) -> ModelSpec:
-    modules = list(_layers(module, "", 0))
-    refused = [f"{path or 'the module'} ({reason})" for path, layer in modules if (reason := _refusal(layer))]
-    if refused:
-        raise UnsupportedError(
-            f"cannot run {', '.join(refused)}; supported in a Sequential: "
-            + ", ".join(sorted({*_RECURRENT, *_NOTHING, *_PLAIN, *_ACTIVATIONS}))
-            + ". Pass the supported part, or its state_dict() with prefix="
-        )
-    modules = [(path, layer) for path, layer in modules if _class(layer) not in _NOTHING]
+def is_layer(obj: Any) -> bool:
+    """Whether ``from_object`` describes one layer, not a model with inputs and outputs of its own."""
+    return isinstance(obj, Mapping) or class_name(obj) in CHAINED
+
+
+def _from_module(module: Any, example_inputs: Any) -> ModelSpec:
+    if class_name(module) not in {"", "Sequential", *CHAINED} and not refusal(module):
+        module = sys.modules["torch"].nn.Sequential(OrderedDict({class_name(module).lower(): module}))
+    if is_leaf(module) or class_name(module) == "Sequential":
+        modules = list(_layers(module, "", 0))
+        refused = [f"{path or 'the module'} ({reason})" for path, layer in modules if (reason := refusal(layer))]
+        if refused and all(map(is_leaf, dict(modules).values())):
+            raise UnsupportedError(
+                f"cannot run {', '.join(refused)}; supported: {', '.join(SUPPORTED)}. Pass the supported part, or its"
+                f" state_dict() with prefix=. {export_hint(module)}"
+            )
+        if all(class_name(layer) in CHAINED for _, layer in modules):
+            return _chained(module, modules)
+    return spec_of(module, example_inputs)
+
+
+def _chained(module: Any, modules: list[tuple[str, Any]]) -> ModelSpec:
+    """Layers in a row, for which no example is needed."""
+    modules = [(path, layer) for path, layer in modules if class_name(layer) not in NOTHING]
     source = type(module).__name__
-    if len(modules) == 1 and modules[0][1] is module and _class(module) in _RECURRENT:
-        return bare_spec(_node(module, ""), source)
+    if len(modules) == 1 and modules[0][1] is module and class_name(module) in RECURRENT:
+        return bare_spec(node(module, ""), source)
     chain = _Chain()
     for path, layer in modules:
-        chain.add(_node(layer, path), layer)
+        chain.add(node(layer, path), layer)
     return chain.spec(source)
 
 
 def _layers(module: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
     """The layers of nested Sequentials in order, with their dotted paths."""
-    if _class(module) != "Sequential" or _refusal(module):
+    if class_name(module) != "Sequential" or refusal(module):
         yield path, module
         return
     if depth > MAX_NESTING:
         raise UnsupportedError(f"{path}: Sequentials are nested deeper than {MAX_NESTING} levels; flatten the model")
     for key, child in module._modules.items():
         yield from _layers(child, f"{path}.{key}" if path else key, depth + 1)
-
-
-def _class(module: Any) -> str:
-    """Name of the class in torch.nn, or "" for any other class, subclasses included: their forward may differ."""
-    name = type(module).__name__
-    return name if getattr(sys.modules["torch"].nn, name, None) is type(module) else ""
-
-
-def _refusal(module: Any) -> str:
-    """Why a module cannot be run, or ""."""
-    name = _class(module)
-    if not name:
-        bases = [c.__name__ for c in type(module).__mro__[1:] if c.__name__ in _RECURRENT | set(_PLAIN)]
-        return f"{type(module).__name__}, " + (f"a subclass of nn.{bases[0]}" if bases else "not a layer of torch.nn")
-    if any(getattr(module, hooks, None) for hooks in ("_forward_hooks", "_forward_pre_hooks")):
-        return f"{name} with forward hooks, as weight_norm and spectral_norm set them; remove them first"
-    if name in _RECURRENT or name in _NOTHING or name == "Sequential":
-        return ""
-    if name in _ACTIVATIONS:
-        return "" if _ACTIVATIONS[name](module) else f"{module}, of which only the default settings are computed"
-    if name not in _PLAIN:
-        return name
-    if name == "Embedding" and module.max_norm is not None:
-        return "Embedding with max_norm, which changes the weights in the forward pass"
-    if name == "BatchNorm1d" and module.running_mean is None:
-        return "BatchNorm1d without running statistics"
-    return ""
-
-
-def _node(module: Any, path: str) -> Node:
-    """The node of one supported layer."""
-    name = _class(module)
-    if name in _ACTIVATIONS:
-        return Node(
-            "activation", path or "activation", *wiring("activation"), {"activation": _ACTIVATIONS[name](module)}
-        )
-    owned = {**module._parameters, **module._buffers}  # named_parameters() would leave out tied ones
-    tensors = {key: tensor for key, tensor in owned.items() if tensor is not None}
-    if name in _RECURRENT:
-        simple = name.startswith("RNN")
-        return recurrent_node(
-            tensors,
-            path,
-            op=name.removesuffix("Cell").lower(),
-            nonlinearity=module.nonlinearity if simple else None,
-            batch_first=getattr(module, "batch_first", True),
-        )
-    op = _PLAIN[name]
-    if op == "layer_norm" and not tensors:
-        return Node(op, path or op, *wiring(op), {"eps": module.eps, "axes": len(module.normalized_shape)})
-    node = plain_node(tensors, path or op, op)
-    if name in ("LayerNorm", "BatchNorm1d"):
-        node.attrs["eps"] = module.eps
-    return node
 
 
 class _Chain:
@@ -249,7 +196,7 @@ class _Chain:
             outputs = [Tensor("y", None if rank is None else (*[None] * (rank - 1), self.features))]
         shape = None if self.input_rank is None else (*[None] * (self.input_rank - 1), self.input_features)
         dtype = "int64" if self.nodes[0].op == "embedding" else "float32"
-        spec = ModelSpec(self.nodes, [Tensor("x", shape, dtype)], outputs, last.op in GATES, source)
+        spec = ModelSpec(self.nodes, [Tensor("x", shape, dtype)], outputs, nested_state=last.op in GATES, source=source)
         spec.validate()
         return spec
 

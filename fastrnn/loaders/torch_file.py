@@ -1,8 +1,12 @@
-"""The ``.pt`` archive of ``torch.save``, read without PyTorch and without a general unpickler.
+"""The ``.pt`` archives of ``torch.save`` and ``torch.jit.save``, read without PyTorch and without a general unpickler.
 
 The archive holds ``<stem>/data.pkl``, a pickle whose tensors are calls of ``_rebuild_tensor_v2(storage, offset, size,
 stride, ...)``, and one uncompressed member ``<stem>/data/<key>`` for each storage.  Every offset, size and stride is
 checked in Python's unbounded integers against the bytes that the member really has, before a view is made.
+
+``torch.jit.save`` (TorchScript) writes objects of classes whose program lies beside them.  The program is never looked
+at: an object is the dictionary of its attributes, and the path of attributes to a tensor is its name.  Constants of the
+program are in ``<stem>/constants.pkl`` and ``<stem>/constants/<key>``.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from .limits import (
     MIB,
     check_shape,
 )
-from .pickle_vm import SAVE_HINT, StateDict, interpret
+from .pickle_vm import SAVE_HINT, ScriptObject, StateDict, interpret
 
 ITEM_SIZE = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "complex128": 16, "complex64": 8, "bool": 1,
@@ -69,7 +73,10 @@ class _Tensor:
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> TensorFile:
-    """Read the names of all tensors of a ``.pt`` file; nested dictionaries are joined with dots.
+    """Read the names of all tensors of a ``.pt`` file.
+
+    Nested dictionaries, and attributes of TorchScript's modules, are joined with dots.  Constants of a TorchScript
+    program are called ``constants.0`` and so on.
 
     Values that are not tensors (epochs, configurations) are passed over.
 
@@ -78,7 +85,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> TensorFile:
     FormatError
         The file is damaged, or its tensors do not fit into its storages.
     UnsupportedError
-        It is a whole pickled module, TorchScript, a file of PyTorch before 1.6, or holds tensors that are not dense.
+        It is a whole pickled module, a file of PyTorch before 1.6, or holds tensors that are not dense.
     """
     file = map_file(path)
     if file[:1] == b"\x80":
@@ -90,10 +97,22 @@ def read_checkpoint(path: str | os.PathLike[str]) -> TensorFile:
     stem = _stem(members)
     big_endian = _big_endian(file, members.get(stem + "byteorder"))
 
-    def load_storage(identifier: Any) -> _Storage:
-        return _storage(identifier, members, stem)
+    script = f"{stem}constants.pkl" in members
 
-    value = interpret(stored(file, members[stem + "data.pkl"]), _FUNCTIONS, _CONSTANTS, load_storage)
+    def unpickled(name: str, folder: str) -> Any:
+        def load_storage(identifier: Any) -> _Storage:
+            return _storage(identifier, members, stem + folder)
+
+        classes = "__torch__." if script else ""
+        return interpret(stored(file, members[stem + name]), _FUNCTIONS, _CONSTANTS, load_storage, classes)
+
+    value = unpickled("data.pkl", "data/")
+    if script:
+        if not isinstance(value, ScriptObject):
+            raise FormatError(
+                f"this TorchScript archive holds {_kind(value)}, expected a module; get a fresh copy of the file"
+            )
+        value = {"constants": unpickled("constants.pkl", "constants/"), "": value}  # the last comes first
     tensors, roots = _flatten(value)
     total = sum(tensor.nbytes for tensor in tensors.values())
     if total > MAX_SHARING * len(file) + MIB:
@@ -118,11 +137,6 @@ def _stem(members: Iterable[str]) -> str:
             f"the zip archive has {len(stems)} members called data.pkl in its top folders, expected 1:"
             f" torch.save did not write it; {SAVE_HINT}"
         )
-    if any(name == stems[0] + "constants.pkl" or name.startswith(stems[0] + "code/") for name in members):
-        raise UnsupportedError(
-            "this is a TorchScript archive, which holds a program; "
-            "save its weights alone in PyTorch: torch.save(torch.jit.load(path).state_dict(), new_path)"
-        )
     return stems[0]
 
 
@@ -135,14 +149,14 @@ def _big_endian(file: memoryview, member: Member | None) -> bool:
     return text == b"big"
 
 
-def _storage(identifier: Any, members: dict[str, Member], stem: str) -> _Storage:
+def _storage(identifier: Any, members: dict[str, Member], folder: str) -> _Storage:
     """The storage of a persistent identifier ("storage", type, key, device, number of elements)."""
     if not (isinstance(identifier, tuple) and len(identifier) == 5 and identifier[0] == "storage"):
         raise FormatError("the pickle refers to something that is not a storage; the file is damaged")
     _, dtype, key, _, count = identifier
     if not isinstance(dtype, _Dtype) or not isinstance(key, str) or type(count) is not int:
         raise FormatError("the pickle describes a storage with values of wrong types; the file is damaged")
-    member = members.get(f"{stem}data/{key[:MAX_NAME_LENGTH]}")
+    member = members.get(folder + key[:MAX_NAME_LENGTH])
     if member is None:
         raise FormatError(f"the storage {short(key)} is not in the archive; the file is truncated or damaged")
     if count * ITEM_SIZE.get(dtype, 1) != member.size:
@@ -228,6 +242,8 @@ _FUNCTIONS = {
     "builtins.set": _first_argument,
     "__builtin__.set": _first_argument,
     "_codecs.encode": _first_argument,
+    **{f"torch.jit._pickle.build_{kind}list": _first_argument for kind in ("int", "double", "bool", "tensor")},
+    "torch.jit._pickle.restore_type_tag": _first_argument,
 }
 _CONSTANTS: dict[str, _Dtype] = {
     **{f"torch.{name}": _Dtype(dtype) for name, dtype in _STORAGE_DTYPE.items()},
@@ -239,8 +255,7 @@ _CONSTANTS: dict[str, _Dtype] = {
 def _flatten(value: Any) -> tuple[dict[str, _Tensor], list[str]]:
     """All tensors by their dotted path, and the path of each dictionary (see ``TensorFile.roots``)."""
     if not isinstance(value, dict):
-        what = "a single tensor" if isinstance(value, _Tensor) else f"a {type(value).__name__}"
-        raise UnsupportedError(f"the file holds {what}, expected a dictionary of tensors; {SAVE_HINT}")
+        raise UnsupportedError(f"the file holds {_kind(value)}, expected a dictionary of tensors; {SAVE_HINT}")
     tensors: dict[str, _Tensor] = {}
     roots: list[str] = []
     pending: list[tuple[str, Any]] = [("", value)]
@@ -248,11 +263,12 @@ def _flatten(value: Any) -> tuple[dict[str, _Tensor], list[str]]:
     while pending:
         path, container = pending.pop()
         roots.append(path)
-        visits += len(container)  # a shared container counts each time: a small pickle can describe a huge tree
+        items = list(_items(container))
+        visits += len(items)  # a shared container counts each time: a small pickle can describe a huge tree
         if visits > MAX_PICKLE_STEPS:
             raise FormatError(f"the checkpoint has more than {MAX_PICKLE_STEPS} values; {SAVE_HINT}")
-        for key, item in _items(container):
-            if not isinstance(item, (_Tensor, dict, list, tuple)):
+        for key, item in items:
+            if not isinstance(item, (_Tensor, *_CONTAINERS)):
                 continue
             name = path + key
             if len(name) > MAX_NAME_LENGTH:
@@ -262,7 +278,7 @@ def _flatten(value: Any) -> tuple[dict[str, _Tensor], list[str]]:
             if isinstance(item, _Tensor):
                 tensors[name] = item
             else:
-                pending.append((name + ".", item))
+                pending.append((name + "." if name else "", item))
             containers = len(roots) + len(pending)
             if name.count(".") > MAX_NESTING or len(tensors) > MAX_TENSORS or containers > MAX_CONTAINERS:
                 raise FormatError(
@@ -272,7 +288,25 @@ def _flatten(value: Any) -> tuple[dict[str, _Tensor], list[str]]:
     return tensors, roots
 
 
+_CONTAINERS = (dict, list, tuple, ScriptObject)
+
+
+def _kind(value: Any) -> str:
+    return "a single tensor" if isinstance(value, _Tensor) else f"a {type(value).__name__}"
+
+
+def _all_in(item: Any, tensors: set[_Tensor]) -> bool:
+    """Whether an attribute is a list of nothing but these tensors."""
+    return isinstance(item, list) and len(item) > 0 and all(isinstance(t, _Tensor) and t in tensors for t in item)
+
+
 def _items(container: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(container, ScriptObject):
+        container = container.state if isinstance(container.state, (dict, list, tuple)) else (container.state,)
+        if isinstance(container, dict):
+            # Recurrent modules keep a list of their own weights beside them.
+            own = {item for item in container.values() if isinstance(item, _Tensor)}
+            container = {key: item for key, item in container.items() if not _all_in(item, own)}
     if isinstance(container, dict):
         yield from container.items()
     else:
