@@ -4,7 +4,7 @@ from . import errors, reference
 from .cells import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from .errors import ConcurrentUseError, FastrnnError, FormatError, ShapeError, UnsupportedError
 from .layers import Activation, BatchNorm, Dense, Embedding, LayerNorm, Masking
-from .model import Model, Sequential, from_keras, from_torch, load, load_layers, save
+from .model import Model, Sequential, from_keras, from_onnx, from_torch, load, load_layers, load_tensors, save
 from .runtime import get_num_threads, info, set_isa, set_num_threads, set_team
 from .runtime import version as _version
 from .verify import verify
@@ -14,6 +14,6 @@ __version__ = _version()
 __all__ = [
     "GRU", "LSTM", "RNN", "Activation", "BatchNorm", "ConcurrentUseError", "Dense", "Embedding", "FastrnnError",
     "FormatError", "GRUCell", "LSTMCell", "LayerNorm", "Masking", "Model", "RNNCell", "Sequential", "ShapeError",
-    "UnsupportedError", "__version__", "errors", "from_keras", "from_torch", "get_num_threads", "info", "load",
-    "load_layers", "reference", "save", "set_isa", "set_num_threads", "set_team", "verify",
+    "UnsupportedError", "__version__", "errors", "from_keras", "from_onnx", "from_torch", "get_num_threads", "info",
+    "load", "load_layers", "load_tensors", "reference", "save", "set_isa", "set_num_threads", "set_team", "verify",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The command ``fastrnn``: inspect, run, verify and bench model files, and ask the machine what it can do.
+"""The command ``fastrnn``: inspect, run, verify, convert and bench model files, and ask the machine what it can do.
 
 Results go to standard output, with ``--json`` as one JSON value; progress and errors go to standard error.  Exit codes:
 0 done, 1 ``verify`` found a mismatch, 2 an error.  Subcommands import what they need when they run.
@@ -14,9 +14,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import FastrnnError, FormatError, ShapeError, UnsupportedError
+
+if TYPE_CHECKING:
+    from .inspect import LayerInfo
 
 CHUNK = 256  # rows in a chunk of `run`, unless --batch-size says otherwise: enough to keep every core busy
 
@@ -106,12 +109,20 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--force", action="store_true", help="overwrite existing files")
 
     command = add_file("verify", verify, "compare a model with the float64 reference or with recorded outputs")
-    text = "what to trust; an .npz holds inputs and outputs by name"
-    command.add_argument("--against", default="reference", metavar="reference|PATH.npz", help=text)
+    text = "what to trust; an .npz holds inputs and outputs by name, so may a .frnn file itself"
+    command.add_argument("--against", default="reference", metavar="reference|recorded|PATH.npz", help=text)
     command.add_argument("--seed", type=int, default=0, help="of the random inputs (default 0)")
     command.add_argument("--batch", type=_positive, default=4, help="rows of the random inputs (default 4)")
     command.add_argument("--seq-len", type=_positive, default=20, help="steps of the random inputs (default 20)")
     command.add_argument("--tolerance", type=float, help="largest absolute error allowed (default: by rounding)")
+
+    command = add_file("convert", convert, "write a model of any format as a .frnn file")
+    command.add_argument("--output", "-o", required=True, metavar="OUT.frnn", help="the file to write")
+    text = "compare the file with its source on N random inputs, and record one in it (default 0)"
+    command.add_argument("--verify", type=_positive, default=0, metavar="N", help=text)
+    text = "an input for these runs instead of a random one: .npy, .npz or .csv; may be repeated"
+    command.add_argument("--input", "-i", action="append", default=[], metavar="[NAME=]PATH", dest="inputs", help=text)
+    command.add_argument("--force", action="store_true", help="overwrite an existing file")
 
     command = add_file("bench", bench, "time a model on random inputs")
     command.add_argument("--batch", type=_numbers, default=[1, 8], help="rows, a comma list (default 1,8)")
@@ -156,7 +167,7 @@ def _print_json(value: Any) -> None:
 
 def inspect(args: argparse.Namespace) -> int:
     """Print what a file holds; its weights are not packed for the engine."""
-    from .inspect import describe, shape_str, table, total
+    from .inspect import compact, describe, shape_str, table, total
     from .loaders import load_spec
 
     spec = load_spec(args.file, **_options(args))
@@ -174,15 +185,20 @@ def inspect(args: argparse.Namespace) -> int:
         return 0
     head = ("layer", "kind", "input", "output", "parameters", "MACs/step", "bytes/step", "options")
     cells = [
-        (r.name, r.kind, shape_str(r.input_shape), shape_str(r.output_shape), r.parameters, r.macs, r.weight_bytes,
+        (_placed(r), r.kind, shape_str(r.input_shape), shape_str(r.output_shape), r.parameters, r.macs, r.weight_bytes,
          r.detail)
-        for r in [*rows, total(rows)]
+        for r in [*compact(rows), total(rows)]
     ]  # fmt: skip
     for title, tensors in (("input", spec.inputs), ("output", spec.outputs)):
         for tensor in tensors:
             print(f"{title:7}{tensor.name}  {shape_str(tensor.shape)}  {tensor.dtype}")
     print(f"\n{table(head, cells)}")
     return 0
+
+
+def _placed(row: LayerInfo) -> str:
+    """The name of a layer behind the body that it stands in."""
+    return f"{row.body.rpartition('.')[2]}: {row.name}" if row.body else row.name
 
 
 # run
@@ -220,6 +236,23 @@ def verify(args: argparse.Namespace) -> int:
     else:
         print(report)
     return 0 if report.ok else 1
+
+
+# convert
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Write a model as a .frnn file."""
+    from .cli_convert import convert as write
+
+    found = write(args, _options(args))
+    if args.json:
+        _print_json(found)
+        return 0
+    print(f"{found['output']}  {found['nodes']} nodes, {found['parameters']:,} parameters, {found['bytes']:,} bytes")
+    if found["verified"]:
+        print(f"the same outputs as {found['source']} in {found['verified']} runs; one is recorded")
+    return 0
 
 
 # bench

@@ -14,7 +14,7 @@ import numpy as np
 
 from .array_files import SUFFIXES, read, write, write_whole
 from .errors import FormatError, ShapeError, UnsupportedError
-from .inspect import batch_axis, input_shape, optional_inputs
+from .inspect import batch_axes, input_shape, optional_inputs
 from .loaders import find_format
 from .model import Model, load
 from .spec import GATES, ModelSpec, Tensor
@@ -81,6 +81,15 @@ def _file_name(tensor: str) -> str:
 
 
 def _read_inputs(given: Sequence[str], spec: ModelSpec) -> Arrays:
+    """The arrays that a run needs, by input name."""
+    feeds, names = read_arrays(given, spec), [tensor.name for tensor in spec.inputs]
+    unknown, missing = set(feeds) - set(names), set(names) - set(feeds) - optional_inputs(spec)
+    if unknown or missing:
+        raise ShapeError(f"inputs {sorted(feeds)} were given, the model takes {names}; give each as --input NAME=PATH")
+    return feeds
+
+
+def read_arrays(given: Sequence[str], spec: ModelSpec) -> Arrays:
     """Arrays by input name, from ``NAME=PATH`` or, for the first input that has none yet, ``PATH``."""
     names = [tensor.name for tensor in spec.inputs]
     feeds: Arrays = {}
@@ -96,9 +105,6 @@ def _read_inputs(given: Sequence[str], spec: ModelSpec) -> Arrays:
             feeds[name or free] = content.get(name, next(iter(content.values())))
         else:
             feeds |= content
-    unknown, missing = set(feeds) - set(names), set(names) - set(feeds) - optional_inputs(spec)
-    if unknown or missing:
-        raise ShapeError(f"inputs {sorted(feeds)} were given, the model takes {names}; give each as --input NAME=PATH")
     return feeds
 
 
@@ -116,7 +122,7 @@ def _read_lengths(text: str) -> np.ndarray:
 
 def _with_batch(spec: ModelSpec, feeds: Arrays) -> tuple[Arrays, bool]:
     """Give a batch axis to single sequences (a .csv file is one), and say whether one was added."""
-    ready, added = {}, False
+    ready, added, axes = {}, False, batch_axes(spec)
     for tensor in spec.inputs:
         if tensor.name not in feeds:
             continue
@@ -124,7 +130,7 @@ def _with_batch(spec: ModelSpec, feeds: Arrays) -> tuple[Arrays, bool]:
         if np.issubdtype(np.dtype(tensor.dtype), np.integer):
             array = _as_ids(tensor, array)
         if shape is not None and array.ndim == len(shape) - 1:
-            array = np.expand_dims(array, batch_axis(spec, tensor.name, array.ndim + 1))
+            array = np.expand_dims(array, axes.get(tensor.name, 0))
             added = True
         ready[tensor.name] = array
     return ready, added
@@ -144,7 +150,8 @@ def _chunks(
     spec: ModelSpec, feeds: Arrays, lengths: np.ndarray | None, size: int
 ) -> Iterator[tuple[Arrays, np.ndarray | None]]:
     """Cut the rows of all inputs, and their lengths, into chunks."""
-    axes = {name: batch_axis(spec, name, array.ndim) for name, array in feeds.items()}
+    known = batch_axes(spec)
+    axes = {name: known.get(name, 0) for name in feeds}
     rows = {name: array.shape[axes[name]] for name, array in feeds.items()}
     if len(set(rows.values())) != 1:
         raise ShapeError(f"the inputs have different numbers of rows: {rows}")
@@ -174,7 +181,7 @@ def _call(model: Model, feeds: Arrays, lengths: np.ndarray | None) -> Arrays:
 
 def _joined(spec: ModelSpec, name: str, arrays: list[np.ndarray], added: bool) -> np.ndarray:
     """The chunks of an output as one array, without the batch axis where it was added."""
-    axis = batch_axis(spec, name, arrays[0].ndim)
+    axis = batch_axes(spec).get(name, 0)
     joined = np.concatenate(arrays, axis)
     return joined.squeeze(axis) if added else joined
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from . import cells, runtime
+from . import _core, cells, runtime
 from .arrays import as_array, as_float32
-from .errors import ShapeError
+from .engine import Convolution, Executable
+from .errors import FormatError, ShapeError, UnsupportedError
+from .explain import explain
+from .graph.optimize import optimize
 from .layers import Activation, BatchNorm, Dense, Embedding, Layer, LayerNorm, Masking, Stack, Unstack
 from .recurrent import Recurrent
-from .spec import OPS, ModelSpec, Node, Tensor
+from .spec import OPS, Graph, ModelSpec, Node, Tensor
+from .tolerance import recorded_problems
 
 LAYERS: dict[str, type[Layer]] = {
     "lstm": cells.LSTM,
@@ -31,6 +36,17 @@ LAYERS: dict[str, type[Layer]] = {
 """The class that runs each kind of node."""
 
 _CELLS: dict[str, type[Layer]] = {"lstm": cells.LSTMCell, "gru": cells.GRUCell, "rnn": cells.RNNCell}
+
+
+def pack(graph: Graph, backend: str | None = None) -> dict[str, Any]:
+    """What runs the nodes of a graph and of the bodies in it, by their names: layers, and packed convolutions."""
+    packed: dict[str, Any] = {}
+    for node in graph.all_nodes():
+        if node.op in LAYERS:
+            packed[node.name] = build_layer(node, backend)
+        elif node.op in ("conv", "conv_transpose"):
+            packed[node.name] = Convolution(node, backend)
+    return packed
 
 
 def build_layer(node: Node, backend: str | None = None) -> Layer:
@@ -58,18 +74,39 @@ class Model:
         spec.validate()
         threads = None if threads is None else runtime.check_threads(threads, "threads")
         self.spec = spec
+        self.graph = optimize(spec)
         self.inputs, self.outputs = list(spec.inputs), list(spec.outputs)
-        self.layers = {node.name: build_layer(node, backend) for node in spec.nodes}
         self._backend, self._threads = backend, threads
+        self._packed = pack(self.graph, backend)
+        self._isa_kernels = _core.RowKernels()
+        self.layers = {name: layer for name, layer in self._packed.items() if isinstance(layer, Layer)}
         for layer in self.layers.values():
             layer.threads = threads
-        self._steps = [(self.layers[node.name], node) for node in spec.nodes]
+        self._input_names = [t.name for t in self.inputs]
+        self._output_names = [t.name for t in self.outputs]
+        self._names_taken = dict.fromkeys(self._input_names).keys()
+        self._taken = [(t.name, np.dtype(t.dtype)) for t in self.inputs]
+        self._executable = self._executable_for(self._output_names)
         first = next(iter(self.layers.values()), None)  # a graph may have nothing to run
         alone = len(spec.nodes) == 1 and spec.nested_state
         self._bare = first if alone and isinstance(first, Recurrent) else None
         self._optional = {
             t for node in spec.nodes for t, what in zip(node.inputs, OPS[node.op].inputs) if what.endswith("?")
         }
+
+    def _executable_for(self, outputs: list[str]) -> Executable:
+        choices = [t.name for t in self.inputs if t.shape == () and not t.dtype.startswith("float")]
+        return Executable(
+            self.graph.nodes,
+            self._input_names,
+            outputs,
+            self.graph.constants,
+            self._packed,
+            choices,
+            optional_by_value=True,
+            check=self._check_shapes,
+            isa_kernels=self._isa_kernels,
+        )
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Run on arrays in the order of ``inputs``.
@@ -89,58 +126,64 @@ class Model:
             raise ShapeError(
                 f"the model takes {len(self.inputs)} input(s) ({self._names(self.inputs)}), got {len(inputs)}"
             )
-        values = self._run({t.name: x for t, x in zip(self.inputs, inputs)})
-        results = [values[t.name] for t in self.outputs]
+        results = self._run(self._executable, dict(zip(self._input_names, inputs)))
         if self.spec.nested_state:
             return results[0], (tuple(results[1:]) if len(results) > 2 else results[1])
         return results[0] if len(results) == 1 else tuple(results)
 
     def run(self, feeds: Mapping[str, Any], outputs: str | Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """Run by names: ``{input: array}`` gives ``{output: array}``, all outputs or those asked for."""
-        wanted = (
-            [t.name for t in self.outputs]
-            if outputs is None
-            else [outputs]
-            if isinstance(outputs, str)
-            else list(outputs)
-        )
-        unknown = [name for name in wanted if name not in {t.name for t in self.outputs}]
+        wanted = self._output_names if outputs is None else [outputs] if isinstance(outputs, str) else list(outputs)
+        unknown = [name for name in wanted if name not in self._output_names]
         if unknown:
             raise ShapeError(
                 f"no output named {', '.join(map(repr, unknown))}; the model has {self._names(self.outputs)}"
             )
-        values = self._run(feeds)
+        values = dict(zip(self._output_names, self._run(self._executable, feeds)))
         return {name: values[name] for name in wanted}
 
     def trace(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Run by names and return every tensor of the graph."""
-        return {name: value for name, value in self._run(feeds).items() if value is not None}
+        """Run by names and return every tensor of the graph that runs (``self.graph``), the inputs included."""
+        written = [name for node in self.graph.nodes for name in node.outputs if name]
+        given = [name for name in self._input_names if feeds.get(name) is not None]
+        made = list(dict.fromkeys([*given, *self.graph.constants, *written]))
+        return dict(zip(made, self._run(self._executable_for(made), feeds)))
 
-    def _run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        names = {t.name for t in self.inputs}
-        wrong = sorted(set(feeds) - names)
-        missing = sorted(names - set(feeds) - self._optional)
+    def _run(self, executable: Executable, feeds: Mapping[str, Any]) -> list[np.ndarray]:
+        if feeds.keys() != self._names_taken:
+            feeds = self._complete(feeds)
+        arrays = [
+            value if type(value) is np.ndarray and value.dtype is tensor_dtype else self._take(name, value)
+            for (name, tensor_dtype), value in zip(self._taken, map(feeds.__getitem__, self._input_names))
+        ]
+        return executable.run(arrays, self._threads or runtime.get_num_threads())
+
+    def _complete(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """All inputs, absent ones as None."""
+        names = self._input_names
+        wrong = sorted(set(feeds) - set(names))
+        missing = sorted(name for name in names if feeds.get(name) is None and name not in self._optional)
         if wrong or missing:
             parts = [f"unknown: {', '.join(wrong)}"] if wrong else []
             parts += [f"missing: {', '.join(missing)}"] if missing else []
             raise ShapeError(f"inputs do not fit ({'; '.join(parts)}); the model takes {self._names(self.inputs)}")
-        values: dict[str, Any] = dict.fromkeys(names)
-        for tensor in self.inputs:
-            if feeds.get(tensor.name) is not None:
-                values[tensor.name] = self._take(tensor, feeds[tensor.name])
-        for layer, node in self._steps:
-            results = layer.run_node([values[name] if name else None for name in node.inputs])
-            values.update(zip(node.outputs, results))
-        values.pop("", None)
-        return values
+        return {name: feeds.get(name) for name in names}
 
-    def _take(self, tensor: Tensor, value: Any) -> np.ndarray:
-        array = as_float32(value, tensor.name) if tensor.dtype == "float32" else as_array(value)
-        shape = tensor.shape
-        if shape is not None and self._bare is None and not self._fits(array.shape, shape):
+    def _take(self, name: str, value: Any) -> np.ndarray | None:
+        if value is None:
+            if name not in self._optional:
+                self._complete({name: None})
+            return None
+        tensor = self.inputs[self._input_names.index(name)]
+        return as_float32(value, name) if tensor.dtype == "float32" else _as_dtype(value, tensor)
+
+    def _check_shapes(self, arrays: Sequence[np.ndarray | None]) -> None:
+        for tensor, array in zip(self.inputs, arrays):
+            shape = tensor.shape
+            if array is None or shape is None or self._bare is not None or self._fits(array.shape, shape):
+                continue
             text = ", ".join("?" if n is None else str(n) for n in shape)
             raise ShapeError(f"input {tensor.name!r} must be ({text}), got shape {array.shape}")
-        return array
 
     @staticmethod
     def _fits(got: tuple[int, ...], declared: Sequence[int | None]) -> bool:
@@ -158,17 +201,21 @@ class Model:
     @property
     def nbytes(self) -> int:
         """Bytes of packed weights."""
-        return sum(layer.nbytes for layer in self.layers.values())
+        return sum(layer.nbytes for layer in self._packed.values())
 
     @property
     def tensors(self) -> dict[str, np.ndarray]:
-        """Weights by ``layer.weight`` name, as float32 arrays."""
-        return {f"{node.name}.{key}": value for node in self.spec.nodes for key, value in node.weights.items()}
+        """Weights by ``layer.weight`` name, and constants of the graph by theirs."""
+        weights = {f"{node.name}.{key}": value for node in self.spec.all_nodes() for key, value in node.weights.items()}
+        return weights | dict(self.spec.all_constants())
 
     def explain(self, batch: int = 1, seq_len: int = 100) -> list[dict[str, Any]]:
-        """How each layer runs in a call of this size: kernel, backend, bytes of weights; of recurrent layers also
-        instruction set and split over threads."""
-        return [layer.explain(batch, seq_len) for layer in self.layers.values()]
+        """What runs each node in a call of this size.
+
+        Rows have ``layer``, ``op``, ``kernel``, ``backend``, ``nbytes`` (of packed weights) and ``slow``: why
+        a node is, or empty.  Those of recurrent layers also have the instruction set and the split over threads.
+        """
+        return explain(self.spec, self._executable, self._packed, batch, seq_len)
 
     def __reduce__(self) -> tuple[Callable[..., Model], tuple[Any, ...]]:
         from .loaders import native
@@ -177,6 +224,47 @@ class Model:
 
     def __repr__(self) -> str:
         return f"Model({', '.join(f'{node.name}: {node.op}' for node in self.spec.nodes)})"
+
+
+class Weights(Model):
+    """Weights by name from a file that does not say how they make a network: ``tensors``, and nothing that runs."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], reason: str):
+        self.inputs, self.outputs, self.layers = [], [], {}
+        self._tensors, self._reason = dict(tensors), reason
+
+    @property
+    def tensors(self) -> dict[str, np.ndarray]:
+        """The arrays of the file by their names there."""
+        return dict(self._tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in self._tensors.values())
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else a model has needs the network."""
+        if name.startswith("__"):  # pickle and copy ask for methods
+            raise AttributeError(name)
+        raise UnsupportedError(f"the file names weights, and no network that could be run: {self._reason}")
+
+    def __reduce__(self) -> tuple[Callable[..., Model], tuple[Any, ...]]:
+        return Weights, (self._tensors, self._reason)
+
+    def __repr__(self) -> str:
+        return f"Weights({len(self._tensors)} tensors)"
+
+
+def _as_dtype(value: Any, tensor: Tensor) -> np.ndarray:
+    """Whole numbers or truth values as the array that an input declares."""
+    array, wanted = as_array(value), np.dtype(tensor.dtype)
+    if array.dtype == wanted:
+        return array
+    whole = array.dtype.kind in "iub" or (array.dtype.kind == "f" and bool(np.all(np.floor(array) == array)))
+    if not whole and array.size:
+        raise ShapeError(f"input {tensor.name!r} takes whole numbers ({tensor.dtype}), got dtype {array.dtype}")
+    return array.astype(wanted)
 
 
 def _from_bytes(data: bytes, backend: str | None, threads: int | None) -> Model:
@@ -253,7 +341,7 @@ def as_model(layer: Layer | Model) -> Model:
     final = isinstance(layer, Recurrent)
     outputs = [Tensor(name, None) for name in (node.outputs if final else node.outputs[:1])]
     inputs = [
-        Tensor(name, None, "bool" if name == "mask" else "int64" if name == "ids" else "float32")
+        Tensor(name, None, {"mask": "bool", "ids": "int64", "lengths": "int64"}.get(name, "float32"))
         for name in node.inputs
         if name
     ]
@@ -266,6 +354,7 @@ def load(
     backend: str | None = None,
     threads: int | None = None,
     dtype: str = "float32",
+    verify: bool = False,
     **options: Any,
 ) -> Model:
     """Load a trained network.
@@ -274,31 +363,65 @@ def load(
     ----------
     path : str or path
         ``.keras``, ``.h5``, ``.weights.h5`` (with ``config=``), ``.pt``/``.pth`` and ``.safetensors`` (a bare recurrent
-        layer, or ``prefix=``), ``.frnn``.  The format is told by the contents.
+        layer, or ``prefix=``), ``.onnx``, ``.frnn``.  The format is told by the contents.
     backend : "packed" or "blas", optional
     threads : int, optional
         Threads of this model's calls; default: ``fastrnn.set_num_threads``.
     dtype : "float32"
         The arithmetic of the kernels.
+    verify : bool
+        Run the model on the inputs that its ``.frnn`` file recorded; the outputs must be the recorded ones, bit for
+        bit or, where rounding may differ, within what :func:`fastrnn.verify` allows.
     **options
-        Of the format: ``prefix=``, ``nonlinearity=`` (PyTorch), ``config=``, ``outputs=`` (Keras).
+        Of the format: ``prefix=``, ``nonlinearity=`` (PyTorch), ``config=`` (Keras),
+        ``outputs=`` (Keras, ONNX).
 
     Raises
     ------
     FormatError
-        The file is damaged, hostile, or not of a known format.
+        The file is damaged, hostile, or not of a known format; or its outputs are not the recorded ones.
     UnsupportedError
         The network uses something that fastrnn does not run; everything of the kind is named.
+
+    Notes
+    -----
+    A ``.pt``, ``.jit`` or ``.safetensors`` file names weights and does not say of what network.  One that holds more
+    than one recurrent layer, and is loaded without ``prefix=``, gives a model that has ``tensors``, the raw arrays by
+    name, and cannot be run; :func:`load_layers` builds layers from it.
     """
     from . import loaders
 
     _check_dtype(dtype)
-    return Model(loaders.load_spec(path, **options), backend=backend, threads=threads)
+    try:
+        spec = loaders.load_spec(path, **options)
+    except FormatError as error:
+        tensors = None if options else loaders.load_weights(path)
+        if tensors is None:
+            raise
+        return Weights(tensors, str(error))
+    model = Model(spec, backend=backend, threads=threads)
+    if verify:
+        _replay(model, path)
+    return model
+
+
+def _replay(model: Model, path: str | os.PathLike[str]) -> None:
+    if not any(t.name in model.spec.recorded for t in model.outputs):
+        raise UnsupportedError(
+            f"{os.fspath(path)!r} holds no recorded outputs; fastrnn.save(..., recorded=...) and"
+            " `fastrnn convert --verify 1` store them"
+        )
+    problems = recorded_problems(model.spec, model.run)
+    if problems:
+        raise FormatError(
+            f"{os.fspath(path)!r} does not give what it recorded: {'; '.join(problems)}; make the file again from its"
+            " source, and report it if that does not help"
+        )
 
 
 def load_layers(
     path: str | os.PathLike[str], names: Any, *, backend: str | None = None, **options: Any
-) -> dict[str, Layer]:
+) -> dict[str, Layer | Model]:
     """Single layers of a file by name, wherever they stand in it.
 
     Parameters
@@ -311,10 +434,32 @@ def load_layers(
     Returns
     -------
     dict of name to layer
+        A convolution, and what is several nodes here, comes as a model of its own.
     """
     from . import loaders
 
-    return {name: build_layer(node, backend) for name, node in loaders.load_layer_nodes(path, names, **options).items()}
+    specs = loaders.load_layer_specs(path, names, **options)
+    return {name: _single(spec, backend) for name, spec in specs.items()}
+
+
+def _single(spec: ModelSpec, backend: str | None) -> Layer | Model:
+    known = len(spec.nodes) == 1 and spec.nodes[0].op in LAYERS
+    return build_layer(spec.nodes[0], backend) if known else Model(spec, backend=backend)
+
+
+def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The raw arrays of any model file by their names in it; those of nested dictionaries are joined with dots.
+
+    Nothing is built, so it also reads files whose network fastrnn cannot run.  Optimizer states of Keras are left out.
+
+    Raises
+    ------
+    FormatError, UnsupportedError
+        The file cannot be read.
+    """
+    from . import loaders
+
+    return loaders.load_tensors(path)
 
 
 def from_torch(
@@ -324,23 +469,25 @@ def from_torch(
 
     Parameters
     ----------
-    module : nn.LSTM, nn.GRU, nn.RNN, their cells, nn.Sequential of supported layers, or a state_dict
+    module : nn.LSTM, nn.GRU, nn.RNN, their cells, nn.Sequential of supported layers, any other module whose forward
+        torch.fx can capture, or a state_dict
     **options
-        ``prefix=`` takes the keys that begin with it and ignores the others; ``nonlinearity=`` of an RNN state_dict.
+        ``prefix=`` takes the keys that begin with it and ignores the others; ``nonlinearity=`` of an RNN state_dict;
+        ``example_inputs=`` shows what the forward of a module takes, where its layers do not tell.
 
     Returns
     -------
     Layer
-        Of a single module or a state_dict: ``y, state = layer(x, state=None, lengths=None)``.
+        Of a single layer of torch.nn or a state_dict: ``y, state = layer(x, state=None, lengths=None)``.
     Model
-        Of a Sequential.
+        Of every other module.
     """
     from .loaders import torch as loader
 
     _check_dtype(dtype)
     spec = loader.from_object(module, **options)
     spec.validate()
-    if len(spec.nodes) == 1 and type(module).__name__ != "Sequential":
+    if loader.is_layer(module) and len(spec.nodes) == 1:
         layer = build_layer(spec.nodes[0], backend)
         layer.threads = threads
         return layer
@@ -362,14 +509,50 @@ def from_keras(
     return Model(loader.from_object(model_or_layer, outputs=outputs), backend=backend, threads=threads)
 
 
-def save(model: Model | Layer, path: str | os.PathLike[str]) -> None:
+def from_onnx(
+    model: Any,
+    *,
+    outputs: list[str] | None = None,
+    backend: str | None = None,
+    threads: int | None = None,
+    dtype: str = "float32",
+) -> Model:
+    """A model from the path or the bytes of an ONNX file, or an ``onnx.ModelProto``.
+
+    ``outputs`` keeps only what these tensors need; a node stands for all its outputs.  Bytes have no external data.
+    """
+    from .loaders import onnx as loader
+
+    _check_dtype(dtype)
+    return Model(loader.from_object(model, outputs=outputs), backend=backend, threads=threads)
+
+
+def save(model: Model | Layer, path: str | os.PathLike[str], *, recorded: Mapping[str, Any] | None = None) -> None:
     """Write a model as ``.frnn``: safetensors with the graph in its metadata.
 
     An existing file is replaced whole or not at all.
+
+    Parameters
+    ----------
+    recorded : dict of arrays, optional
+        Inputs by name, and outputs: those that the framework of the model gave, or else what the model gives.  The
+        file holds them, for ``load(path, verify=True)``.
     """
     from .loaders import native
 
-    native.save_spec(as_model(model).spec, path)
+    native.save_spec(_with_recorded(as_model(model), recorded), path)
+
+
+def _with_recorded(model: Model, recorded: Mapping[str, Any] | None) -> ModelSpec:
+    if recorded is None:
+        return model.spec
+    known = [t.name for t in (*model.inputs, *model.outputs)]
+    if unknown := sorted(set(recorded) - set(known)):
+        raise ShapeError(f"recorded arrays {unknown} are neither inputs nor outputs; those are {known}")
+    arrays = {name: as_array(array) for name, array in recorded.items()}
+    feeds = {t.name: arrays[t.name].astype(t.dtype) for t in model.inputs if t.name in arrays}
+    given = model.run(feeds)
+    return replace(model.spec, recorded={**given, **arrays, **feeds})
 
 
 def _check_dtype(dtype: str) -> None:

@@ -11,38 +11,21 @@ import os
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import reference
 from .arrays import as_array
 from .errors import FormatError, ShapeError, UnsupportedError
-from .inspect import STATES, consumer, input_shape, optional_inputs, table, time_first
+from .inspect import consumer, input_sizes, optional_inputs, table
 from .model import as_model
-from .spec import ModelSpec, Node, Tensor
+from .spec import ModelSpec, Tensor
+from .tolerance import errors, reference_run
 
 Arrays = dict[str, np.ndarray]
-
-ROUNDING = 2e-7
-"""The smallest tolerance, relative to the largest value of a tensor (or to 1): about 3.4 roundings to float32.
-
-This is the floor of the project's promise; below it, error says more about the last digit than about the layer."""
-
-PEERS = 3
-PEER_FACTOR = 12.0
-"""How many times the error of the same equations in plain float32 NumPy may be, the largest of PEERS runs.
-
-That error is what this layer, these weights and these inputs cost anyone who computes in float32: long sums, large
-pre-activations and unstable recurrences cost more.  A run has luck of its own, so every run but the first moves each
-weight by up to one step of float32, and a small tensor may still be lucky in all of them, hence the factor: of 12,000
-random layers and outputs, from tame to chaotic, the worst used two thirds of it and half of them less than a tenth.
-A wrong gate order, activation or epsilon is hundreds of times larger."""
-
-FLOAT32 = np.finfo(np.float32)
 
 
 @dataclass(frozen=True)
@@ -105,8 +88,9 @@ def verify(
     ----------
     model : Model or layer
         What to check.
-    against : "reference", torch module, Keras model or layer, path of an .npz file or dict of arrays
-        What to trust.  Recorded arrays hold the inputs and the outputs by name, and any inner tensor.  Submodules of
+    against : "reference", "recorded", torch module, Keras model or layer, path of an .npz file or dict of arrays
+        What to trust.  Recorded arrays hold the inputs and the outputs by name, and any inner tensor; "recorded"
+        are those that the model's own file holds.  Submodules of
         a torch module and layers of a Keras model are compared with the layers that have their names.
     inputs : dict of arrays or array, optional
         Inputs by name; random ones that suit the graph (ids within the table, some steps masked) when absent.
@@ -135,17 +119,22 @@ def verify(
     model = model if hasattr(model, "trace") else as_model(model)
     spec: ModelSpec = model.spec
     alone = isinstance(against, str) and against == "reference"
+    if isinstance(against, str) and against == "recorded":
+        if not spec.recorded:
+            raise UnsupportedError("the model holds no recorded arrays; fastrnn.save(..., recorded=...) stores them")
+        against = spec.recorded
     recorded = None if alone else _recording(against)
     if recorded is not None:
         inputs = {t.name: recorded[t.name] for t in spec.inputs if t.name in recorded}
     feeds = random_inputs(spec, seed, batch, seq_len) if inputs is None else _feeds(spec, inputs)
 
     engine: Arrays = model.trace(feeds)
-    exact, allowed = _reference(spec.nodes, feeds, tolerance)
+    exact, allowed = reference_run(spec, feeds, tolerance)
     if alone:
         layers = []
-        for node in spec.nodes:
-            layers.append(_row(node.name, node.op, node.outputs, engine, *_reference([node], engine, tolerance)))
+        for node in model.graph.nodes:  # the nodes that run; each is given what the engine gave it
+            single = ModelSpec([node], [], [])
+            layers.append(_row(node.name, node.op, node.outputs, engine, *reference_run(single, engine, tolerance)))
         outputs = [_row(t.name, "output", [t.name], engine, exact, allowed) for t in spec.outputs]
         return Report("the float64 reference", layers, outputs)
 
@@ -158,16 +147,19 @@ def verify(
         )
     if tolerance is None:  # both sides round
         allowed = {name: 2 * value for name, value in allowed.items()}
-    known = [(node, [name for name in node.outputs if name in expected]) for node in spec.nodes]
+    known = [(node, [name for name in node.outputs if name in expected]) for node in model.graph.nodes]
     layers = [_row(node.name, node.op, tensors, engine, expected, allowed) for node, tensors in known if tensors]
     outputs = [_row(t.name, "output", [t.name], engine, expected, allowed) for t in spec.outputs]
     return Report(_describe(against), layers, outputs)
 
 
+_SKIPPED = ("mask", "lengths")
+
+
 def random_inputs(spec: ModelSpec, seed: int = 0, batch: int = 4, seq_len: int = 20) -> Arrays:
     """Inputs that suit a graph: ids within the table, masked steps where something masks, else normal numbers.
 
-    States are given, masks that the graph can do without are not.
+    States are given, masks and lengths that the graph can do without are not.
 
     >>> from fastrnn.spec import Node
     >>> node = Node("embedding", "words", ("ids",), ("y",), weights={"weight": np.zeros((3, 2))})
@@ -176,22 +168,17 @@ def random_inputs(spec: ModelSpec, seed: int = 0, batch: int = 4, seq_len: int =
     (2, 5)
     """
     rng = np.random.default_rng(seed)
-    skipped = {name for name in optional_inputs(spec) if (consumer(spec, name) or ("", "mask"))[1] == "mask"}
+    skipped = {name for name in optional_inputs(spec) if (consumer(spec, name) or ("", "mask"))[1] in _SKIPPED}
     wanted = [tensor for tensor in spec.inputs if tensor.name not in skipped]
-    return {tensor.name: _random_input(spec, tensor, rng, batch, seq_len) for tensor in wanted}
+    sizes = input_sizes(spec, batch, seq_len)
+    unknown = [tensor.name for tensor in wanted if sizes[tensor.name] is None]
+    if unknown:
+        raise ShapeError(f"the shapes of inputs {unknown} are not known; pass inputs={{name: array}}")
+    return {tensor.name: np.asarray(_random_input(spec, tensor, rng, sizes[tensor.name], seq_len)) for tensor in wanted}
 
 
-def _random_input(spec: ModelSpec, tensor: Tensor, rng: np.random.Generator, batch: int, seq_len: int) -> np.ndarray:
+def _random_input(spec: ModelSpec, tensor: Tensor, rng: np.random.Generator, sizes: Any, seq_len: int) -> Any:
     node, role = consumer(spec, tensor.name) or (None, "")
-    shape = input_shape(spec, tensor)
-    if shape is None:
-        raise ShapeError(f"the shape of input {tensor.name!r} is not known; pass inputs={{{tensor.name!r}: array}}")
-    free = [batch] + [seq_len] * len(shape)
-    if role in STATES:
-        free = [batch, batch, 1]
-    elif len(shape) >= 3 and time_first(spec):
-        free[:2] = [seq_len, batch]
-    sizes = [free[k] if n is None else n for k, n in enumerate(shape)]
     tail = rng.integers(0, max(sizes[1], 1), sizes[0]) if len(sizes) > 1 else np.zeros(sizes[:1], int)
 
     if node is not None and node.op == "embedding":
@@ -199,11 +186,13 @@ def _random_input(spec: ModelSpec, tensor: Tensor, rng: np.random.Generator, bat
         for row, length in enumerate(tail if node.attr("mask_zero") else ()):
             ids[row, len(ids[row]) - length :] = 0
         return ids.astype(tensor.dtype)
+    if role == "lengths":
+        return rng.integers(0, seq_len + 1, sizes).astype(tensor.dtype)
     if role == "mask" or tensor.dtype == "bool":
         return rng.random(sizes) < 0.8
     if np.issubdtype(np.dtype(tensor.dtype), np.integer):
-        return rng.integers(0, 2, sizes).astype(tensor.dtype)
-    x = rng.standard_normal(sizes).astype(np.float32)
+        return np.asarray(rng.integers(0, 2, sizes)).astype(tensor.dtype)
+    x = np.asarray(rng.standard_normal(sizes)).astype(tensor.dtype)
     for row, length in enumerate(tail if node is not None and node.op == "masking" else ()):
         x[row, len(x[row]) - length :] = node.attr("mask_value")  # type: ignore[union-attr]
     return x
@@ -227,53 +216,6 @@ def _row(
         error, ulp = errors(got, want)
         rows.append(LayerReport(name, op, error, ulp, allowed[tensor], error <= allowed[tensor]))
     return max(rows, key=lambda row: (not row.ok, row.max_abs))
-
-
-def _reference(nodes: list[Node], feeds: Arrays, tolerance: float | None) -> tuple[Arrays, dict[str, float]]:
-    """The tensors that some nodes write in float64, and the error allowed for each."""
-    exact = reference.run(ModelSpec(nodes, [], []), feeds)
-    written = {name: exact[name] for node in nodes for name in node.outputs if name} | {n: exact[n] for n in feeds}
-    if tolerance is not None:
-        return exact, dict.fromkeys(written, tolerance)
-    rng = np.random.default_rng(0)
-    strays = dict.fromkeys(written, 0.0)
-    with reference.precision(np.float32), np.errstate(all="ignore"):
-        for peer in range(PEERS):
-            moved = [_moved(node, rng) for node in nodes] if peer else nodes
-            rounded = reference.run(ModelSpec(moved, [], []), feeds)
-            for name, value in written.items():
-                error = errors(rounded[name], value)[0]
-                strays[name] = max(strays[name], error if np.isfinite(error) else 0.0)
-    return exact, {name: max(ROUNDING * _scale(exact[name]), PEER_FACTOR * stray) for name, stray in strays.items()}
-
-
-def _moved(node: Node, rng: np.random.Generator) -> Node:
-    """The node with each weight moved by up to one step of float32."""
-    weights = {name: np.asarray(weight, np.float32) for name, weight in node.weights.items()}
-    weights = {name: w + np.spacing(w) * rng.integers(-1, 2, w.shape, np.int8) for name, w in weights.items()}
-    return replace(node, weights=weights)
-
-
-def _scale(array: np.ndarray) -> float:
-    return max(1.0, float(np.abs(array[np.isfinite(array)]).max(initial=0.0)))
-
-
-def errors(got: np.ndarray, want: np.ndarray) -> tuple[float, float]:
-    """The largest absolute error, and the largest in float32 steps at the wanted value.
-
-    >>> errors(np.array([1.0, np.nan]), np.array([1.0 + 2**-23, np.nan]))
-    (1.1920928955078125e-07, 1.0)
-    """
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    want = np.where(np.abs(want) > FLOAT32.max, np.copysign(np.inf, want), want)
-    same = (got == want) | (np.isnan(got) & np.isnan(want))
-    with np.errstate(invalid="ignore"):
-        error = np.where(same, 0.0, np.abs(got - want))
-    error = np.where(np.isnan(error), np.inf, error)
-    scale = np.where(np.isnan(want), 1.0, np.clip(np.abs(want), FLOAT32.tiny, 2.0**127))
-    step = np.spacing(scale.astype(np.float32)).astype(np.float64)
-    ulp = np.where(error <= FLOAT32.tiny, 0.0, error / step)
-    return float(error.max(initial=0.0)), float(ulp.max(initial=0.0))
 
 
 def _verdict(ok: bool) -> str:
@@ -305,8 +247,8 @@ def _recording(against: Any) -> Arrays | None:
         return None
     if Path(against).suffix != ".npz":
         raise UnsupportedError(
-            f"cannot compare with {os.fspath(against)!r}; pass 'reference', the path of an .npz file that holds inputs "
-            "and outputs by name, a dict of arrays, a torch module or a Keras model"
+            f"cannot compare with {os.fspath(against)!r}; pass 'reference', 'recorded', the path of an .npz file that "
+            "holds inputs and outputs by name, a dict of arrays, a torch module or a Keras model"
         )
     try:
         with np.load(against, allow_pickle=False) as archive:

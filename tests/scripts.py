@@ -58,10 +58,13 @@ def environment(**changes: str | None) -> dict[str, str]:
     return env | {"PYTHONPATH": os.pathsep.join(path)} | {k: v for k, v in changes.items() if v is not None}
 
 
-def run(code: str | Path, *args: Any, timeout: float = 120, **changes: str | None) -> subprocess.CompletedProcess[str]:
+def run(
+    code: str | Path, *args: Any, timeout: float = 120, cwd: Path | None = None, **changes: str | None
+) -> subprocess.CompletedProcess[str]:
     """Run Python code, or a file of it; ``changes`` are environment variables."""
     command = [sys.executable, *([str(code)] if isinstance(code, Path) else ["-c", code]), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment(**changes))
+    settings: dict[str, Any] = {"timeout": timeout, "cwd": cwd, "env": environment(**changes)}
+    return subprocess.run(command, capture_output=True, text=True, **settings)
 
 
 def check(code: str | Path, *args: Any, timeout: float = 120, **changes: str | None) -> str:

@@ -111,3 +111,10 @@ def test_architecture_names_every_file():
 def test_index_names_every_page():
     text = (ROOT / "docs" / "README.md").read_text()
     assert [page.name for page in PAGES if page.parent.name == "docs" and f"({page.name})" not in text] == ["README.md"]
+
+
+def test_the_table_of_formats_is_that_of_the_registries():
+    spec = importlib.util.spec_from_file_location("make_formats", ROOT / "docs" / "make_formats.py")
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    assert maker.renewed(maker.PAGE.read_text()) == maker.PAGE.read_text(), "run python docs/make_formats.py"

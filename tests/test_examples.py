@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +94,60 @@ def test_compare(tmp_path, mode, cell):
     assert row["shape"] == [3, seq_len, 5, 7]
     assert set(row["us"]) == set(row["errors"]) >= {"fastrnn"}
     assert f"| 3 | {seq_len} | 5 | 7 |" in done.stdout
+
+
+# ---- Published models ----
+
+MODELS = Path(os.environ.get("FASTRNN_MODELS", ROOT.parent / "shared" / "models"))
+
+
+def published(name: str) -> Path:
+    if not (MODELS / name).is_dir():
+        pytest.skip(f"{MODELS / name} is absent; set FASTRNN_MODELS to the folder of the published models")
+    return MODELS / name
+
+
+def test_voice_activity(tmp_path):
+    done = run(ROOT / "examples" / "voice_activity.py", published("silero_vad"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "60.0 s of audio" in done.stdout
+    spoken = re.findall(r"speech from +([\d.]+) s to +([\d.]+) s", done.stdout)
+    assert 30 < sum(float(end) - float(begin) for begin, end in spoken) < 55
+
+
+def test_noise_suppression(tmp_path):
+    """Speech in white noise comes out with less than half of the noise's power."""
+    speech = published("silero_vad") / "test.wav"
+    with wave.open(str(speech)) as file:
+        clean = np.frombuffer(file.readframes(16_000 * 8), "<i2").astype(np.float32) / 32768
+    noisy = clean + 0.02 * np.random.default_rng(0).standard_normal(len(clean)).astype(np.float32)
+    write_wave(tmp_path / "noisy.wav", noisy)
+    script = ROOT / "examples" / "noise_suppression.py"
+    done = run(script, published("dtln"), "noisy.wav", "clean.wav", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with wave.open(str(tmp_path / "clean.wav")) as file:
+        result = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
+    assert len(result) == len(noisy)
+    assert np.mean((result - clean) ** 2) < 0.5 * np.mean((noisy - clean) ** 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clean.wav", "noisy.wav"]
+
+
+def write_wave(path: Path, samples: np.ndarray) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes((samples.clip(-1, 1) * 32767).astype("<i2").tobytes())
+
+
+@pytest.mark.skipif(not HAVE_H5PY, reason="reading HDF5 takes h5py")
+def test_text_generation(tmp_path):
+    """English words come out; in the other reading of the weights it would be noise."""
+    script = ROOT / "examples" / "text_generation.py"
+    done = run(script, published("textgenrnn"), "--count", 3, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.split()
+    letters = sum(word.strip(".,:?!()'\"").isalpha() for word in words)
+    assert len(words) > 10
+    assert letters > 0.8 * len(words), done.stdout
+    assert {"the", "The", "a", "to", "of", "in"} & set(words), done.stdout

@@ -76,6 +76,56 @@ def test_a_child_runs_on_two_threads(team, first):
     check(FORK, first, team)
 
 
+MODEL = (
+    CASES
+    + """
+import threading
+from fastrnn.spec import ModelSpec, Node, Tensor
+
+rng = np.random.default_rng(0)
+nodes = [
+    Node("lstm", "lstm", ("x",), ("hidden", "h_n"), {}, {
+        "weight_ih_l0": weights(rng, 256, 32), "weight_hh_l0": weights(rng, 256, 64)}),
+    Node("transpose", "turn", ("hidden",), ("turned",), {"perm": (1, 0, 2)}),
+    Node("dense", "dense", ("turned",), ("wide",), {}, {"weight": weights(rng, 200, 64)}),
+    Node("cumsum", "cumsum", ("wide",), ("sums",), {"axis": 0}),
+    Node("binary", "both", ("sums", "wide"), ("y",), {"function": "mul"}),
+]
+model = fastrnn.Model(ModelSpec(nodes, [Tensor("x", None)], [Tensor("y", None), Tensor("h_n", None)]))
+x = inputs(16, 30, 32)
+
+def run(seq_len=30):
+    return b"".join(array.tobytes() for array in model.run({"x": x[:, :seq_len]}).values())
+
+fastrnn.set_team(sys.argv[1])
+expected, short = run(), run(7)
+stop, wrong = threading.Event(), []
+
+def keep_running():
+    while not stop.is_set():
+        if run() != expected:
+            wrong.append("a run of the parent")
+
+other = threading.Thread(target=keep_running)
+other.start()
+try:
+    for k in range(20):
+        time.sleep(0.002 * (k % 5))
+        assert in_child(lambda: run() == expected and run(7) == short and len(run(k + 8)) > 0) == 0, k
+finally:
+    stop.set()
+    other.join()
+assert not wrong and run() == expected
+"""
+)
+
+
+@pytest.mark.parametrize("team", TEAMS)
+def test_a_model_runs_in_a_child(team):
+    """Forked while another thread runs it, and with plans that only the child makes."""
+    check(MODEL, team)
+
+
 THREADS_IN_CHILD = (
     CASES
     + """

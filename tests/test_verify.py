@@ -22,7 +22,8 @@ class Rounded:
     """A model that computes the reference in float32; ``wrong`` maps a layer to what it does to its outputs."""
 
     def __init__(self, spec, wrong=None):
-        self.spec, self.wrong = spec, wrong or {}
+        self.spec = self.graph = spec
+        self.wrong = wrong or {}
 
     def trace(self, feeds):
         tensors = {name: np.asarray(array) for name, array in feeds.items()}
