@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from workloads import Workload
 
-from fastrnn.spec import GATE_ORDER, GATES, weight_suffixes
+from fastrnn.spec import GATE_ORDER, GATES, Node, weight_suffixes
 
 OPSET = 14
 IR_VERSION = 8  # what the engines of the last years read; the newest onnx package would write more
@@ -95,3 +96,51 @@ def _weights(work: Workload, layer: int) -> dict[str, np.ndarray]:
 
     bias = np.concatenate([stacked("bias_ih"), stacked("bias_hh")], axis=1)
     return {f"W{layer}": stacked("weight_ih"), f"R{layer}": stacked("weight_hh"), f"B{layer}": bias}
+
+
+def of_layers(nodes: Sequence[Node], x: np.ndarray) -> bytes:
+    """A row of LSTM and dense layers, batch first, on an input like ``x``; the last LSTM gives its final h.
+
+    Layers are nodes of a fastrnn spec, in PyTorch's convention, of one direction.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    made, constants = [helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2])], {"axis": np.array([0])}
+    constants["directions"] = np.array([1])
+    tensor, order = "t", [GATES["lstm"].index(gate) for gate in GATE_ORDER["onnx"]["lstm"]]
+
+    def reordered(array: np.ndarray) -> np.ndarray:
+        blocks = np.split(array, len(order))
+        return np.concatenate([blocks[k] for k in order])
+
+    for k, node in enumerate(nodes):
+        weights = node.weights
+        if node.op == "lstm":
+            zeros = np.zeros(len(weights["weight_ih_l0"]), np.float32)
+            biases = [reordered(weights.get(f"{name}_l0", zeros)) for name in ("bias_ih", "bias_hh")]
+            constants[f"W{k}"] = reordered(weights["weight_ih_l0"])[None]
+            constants[f"R{k}"] = reordered(weights["weight_hh_l0"])[None]
+            constants[f"B{k}"] = np.concatenate(biases)[None]
+            last = not node.attr("return_sequences")
+            writes = ["", f"y{k}"] if last else [f"y{k}"]
+            hidden = weights["weight_hh_l0"].shape[1]
+            made.append(helper.make_node("LSTM", [tensor, f"W{k}", f"R{k}", f"B{k}"], writes, hidden_size=hidden))
+            made.append(helper.make_node("Squeeze", [f"y{k}", "axis" if last else "directions"], [f"s{k}"]))
+            tensor = f"s{k}"
+        else:
+            constants |= {f"weight{k}": weights["weight"], f"bias{k}": weights["bias"]}
+            made.append(helper.make_node("Gemm", [tensor, f"weight{k}", f"bias{k}"], [f"g{k}"], transB=1))
+            tensor = f"g{k}"
+            if node.attr("activation") == "relu":
+                made.append(helper.make_node("Relu", [tensor], [f"r{k}"]))
+                tensor = f"r{k}"
+    graph = helper.make_graph(
+        made,
+        "layers",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
+        [helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+    model.ir_version = IR_VERSION
+    return model.SerializeToString()
