@@ -5,12 +5,25 @@ Whoever calls has checked shapes and dtypes (layers.py, recurrent.py): arrays ar
 """
 
 from libc.math cimport INFINITY
-from libc.stdint cimport int64_t, uintptr_t
+from libc.stdint cimport int64_t, uint32_t, uintptr_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+from cpython.number cimport PyNumber_AsSsize_t
+from cpython.pythread cimport (
+    NOWAIT_LOCK,
+    PyThread_acquire_lock,
+    PyThread_allocate_lock,
+    PyThread_free_lock,
+    PyThread_release_lock,
+    PyThread_type_lock,
+)
 
 cimport numpy as cnp
 
 from . cimport _c_api as c_api
+
+from .errors import ConcurrentUseError
 
 cnp.import_array()
 
@@ -345,6 +358,185 @@ cdef class RecurrentHandle:
         self.place(&call, <cnp.ndarray> x, batch_first, h_0, c_0, y, h_n, c_n)
         self.run(&call)
         return out
+
+
+# ---- States of many rows ----
+
+cdef class Owner:
+    """A lock that is not waited for: whoever finds it taken is told so.
+
+    In C because a step of a small network takes hardly longer than a lock of Python's, and because no signal handler then
+    comes between taking it and the block that gives it back.
+    """
+
+    cdef str what
+    cdef PyThread_type_lock lock
+
+    def __cinit__(self, str what):
+        self.what, self.lock = what, PyThread_allocate_lock()
+        if self.lock == NULL:
+            raise MemoryError("not enough memory for a lock")
+
+    def __dealloc__(self):
+        if self.lock != NULL:
+            PyThread_free_lock(self.lock)
+
+    def __enter__(self):
+        if not PyThread_acquire_lock(self.lock, NOWAIT_LOCK):
+            raise ConcurrentUseError(
+                f"{self.what} is in use by another thread, or by a call of this one that is not over; a {self.what}"
+                " has one owner at a time"
+            )
+
+    def __exit__(self, kind, error, traceback):
+        PyThread_release_lock(self.lock)
+
+
+cdef class RowStates:
+    """States of ``capacity`` rows of a recurrent network, which calls advance in place.
+
+    ``rows`` of a call are the places of its rows, int64, all different (whoever calls has checked); None: all, in order.
+    """
+
+    cdef RecurrentHandle net
+    cdef readonly cnp.ndarray h
+    cdef readonly object c
+    cdef readonly Py_ssize_t capacity
+    cdef Py_ssize_t features
+
+    def __cinit__(self, RecurrentHandle net, Py_ssize_t capacity):
+        cdef cnp.npy_intp shape[3]
+        self.net, self.capacity, self.features = net, capacity, net.output_size
+        shape[0], shape[1], shape[2] = net.states, capacity, net.output_size
+        self.h = cnp.PyArray_ZEROS(3, shape, cnp.NPY_FLOAT32, 0)
+        shape[2] = net.hidden_size
+        self.c = cnp.PyArray_ZEROS(3, shape, cnp.NPY_FLOAT32, 0) if net.has_c else None
+
+    cdef c_api.frnn_recurrent_call call_of(self, Py_ssize_t batch, Py_ssize_t seq_len, rows, size_t threads):
+        cdef c_api.frnn_recurrent_call call = self.net.call_of(batch, seq_len, threads)
+        call.h_0 = call.h_n = floats(self.h)
+        call.c_0 = call.c_n = floats(self.c)
+        if rows is not None:
+            call.state_rows = <const int64_t *> cnp.PyArray_DATA(<cnp.ndarray> rows)
+            call.state_capacity = self.capacity
+        return call
+
+    def step(self, x, out, rows, size_t threads):
+        """One step of each row: x (rows, input_size), or (input_size,) of a single row; returns y, new or ``out``.
+
+        None: x or ``out`` is not what C takes, and nothing was done.
+        """
+        cdef cnp.npy_intp shape[2]
+        cdef int ndim
+        cdef Py_ssize_t batch
+        cdef c_api.frnn_recurrent_call call
+        if not cnp.PyArray_CheckExact(x):
+            return None
+        ndim = cnp.PyArray_NDIM(<cnp.ndarray> x)
+        if ndim < 1 or ndim > 2 or cnp.PyArray_TYPE(<cnp.ndarray> x) != cnp.NPY_FLOAT32 or not cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> x):
+            return None
+        batch = 1 if ndim == 1 else cnp.PyArray_DIM(<cnp.ndarray> x, 0)
+        if batch != (self.capacity if rows is None else cnp.PyArray_DIM(<cnp.ndarray> rows, 0)):
+            return None
+        if cnp.PyArray_DIM(<cnp.ndarray> x, ndim - 1) != <Py_ssize_t> self.net.input_size:
+            return None
+        shape[0], shape[1] = batch, self.features
+        if out is None:
+            out = cnp.PyArray_EMPTY(ndim, shape + 2 - ndim, cnp.NPY_FLOAT32, 0)
+        elif not (cnp.PyArray_CheckExact(out) and cnp.PyArray_NDIM(<cnp.ndarray> out) == ndim
+                  and cnp.PyArray_TYPE(<cnp.ndarray> out) == cnp.NPY_FLOAT32 and cnp.PyArray_ISCARRAY(<cnp.ndarray> out)
+                  and cnp.PyArray_SIZE(<cnp.ndarray> out) == batch * self.features
+                  and cnp.PyArray_DIM(<cnp.ndarray> out, ndim - 1) == self.features
+                  and not overlap(<cnp.ndarray> out, <cnp.ndarray> x)):
+            return None
+        call = self.call_of(batch, 1, rows, threads)
+        call.x, call.y = floats(x), floats(out)
+        call.x_batch_stride, call.y_batch_stride = self.net.input_size, self.features
+        self.net.run(&call)
+        return out
+
+    def chunk(self, cnp.ndarray x, cnp.ndarray y, rows, size_t threads):
+        """Several steps of each row: x (rows, seq_len, input_size) into y (rows, seq_len, features)."""
+        cdef Py_ssize_t batch = cnp.PyArray_DIM(x, 0), seq_len = cnp.PyArray_DIM(x, 1)
+        cdef c_api.frnn_recurrent_call call = self.call_of(batch, seq_len, rows, threads)
+        call.x, call.y = floats(x), floats(y)
+        call.x_time_stride, call.y_time_stride = self.net.input_size, self.features
+        call.x_batch_stride, call.y_batch_stride = seq_len * call.x_time_stride, seq_len * call.y_time_stride
+        self.net.run(&call)
+
+    def advance(self, list x, list y, positions, cnp.ndarray lengths, Py_ssize_t seq_len, rows, size_t threads):
+        """Steps of rows that each lie somewhere: `lengths`, at most `seq_len`, of the arrays x (any, input_size), from the
+        step `positions` of each on (None: the first), into the same steps of the arrays y (any, features)."""
+        cdef Py_ssize_t batch = len(x), k
+        cdef ptrdiff_t at
+        cdef const int64_t *begins = NULL
+        cdef c_api.frnn_recurrent_call call
+        cdef float **pointers
+        if batch == 0 or seq_len == 0:
+            return
+        if positions is not None:
+            begins = <const int64_t *> cnp.PyArray_DATA(<cnp.ndarray> positions)
+        pointers = <float **> calloc(2 * batch, sizeof(float *))
+        if pointers == NULL:
+            raise MemoryError("not enough memory for the rows of a call")
+        try:
+            for k in range(batch):
+                at = begins[k] if begins != NULL else 0
+                pointers[k] = floats(x[k]) + at * <ptrdiff_t> self.net.input_size
+                pointers[batch + k] = floats(y[k]) + at * self.features
+            call = self.call_of(batch, seq_len, rows, threads)
+            call.x, call.y = pointers[0], pointers[batch]
+            call.x_rows, call.y_rows = <const float **> pointers, pointers + batch
+            call.x_time_stride, call.y_time_stride = self.net.input_size, self.features
+            call.lengths = <const int64_t *> cnp.PyArray_DATA(lengths)
+            self.net.run(&call)
+        finally:
+            free(pointers)
+
+
+def gather_steps(list arrays, cnp.ndarray begins, Py_ssize_t count, cnp.ndarray out):
+    """out[k] = arrays[k][begins[k] : begins[k] + count], for contiguous arrays of one dtype."""
+    cdef const int64_t *first = <const int64_t *> cnp.PyArray_DATA(begins)
+    cdef Py_ssize_t k, size = 0 if not len(arrays) else cnp.PyArray_NBYTES(out) // len(arrays)
+    cdef char *to = cnp.PyArray_BYTES(out)
+    for k in range(len(arrays)):
+        if size:
+            memcpy(to + k * size, cnp.PyArray_BYTES(<cnp.ndarray> arrays[k]) + first[k] * (size // count), size)
+
+
+def scatter_steps(cnp.ndarray source, list arrays, cnp.ndarray begins, Py_ssize_t count):
+    """arrays[k][begins[k] : begins[k] + count] = source[k], for contiguous arrays of one dtype."""
+    cdef const int64_t *first = <const int64_t *> cnp.PyArray_DATA(begins)
+    cdef Py_ssize_t k, size = 0 if not len(arrays) else cnp.PyArray_NBYTES(source) // len(arrays)
+    cdef const char *of = cnp.PyArray_BYTES(source)
+    for k in range(len(arrays)):
+        if size:
+            memcpy(cnp.PyArray_BYTES(<cnp.ndarray> arrays[k]) + first[k] * (size // count), of + k * size, size)
+
+
+def find_rows(ids, cnp.ndarray generations, cnp.ndarray stamps, int64_t stamp, cnp.ndarray rows):
+    """Fill in the row of each handle; -1, or the index of one that is not open, or count + the index of a repeated one.
+
+    A handle is a row and, in its upper half, the generation that the row has while it is open: above 0.
+    """
+    cdef Py_ssize_t k, count = cnp.PyArray_DIM(rows, 0), capacity = cnp.PyArray_DIM(generations, 0)
+    cdef int64_t handle, row
+    cdef const int64_t *handles = NULL
+    cdef const int64_t *opened = <const int64_t *> cnp.PyArray_DATA(generations)
+    cdef int64_t *seen = <int64_t *> cnp.PyArray_DATA(stamps)
+    cdef int64_t *found = <int64_t *> cnp.PyArray_DATA(rows)
+    if cnp.PyArray_Check(ids):
+        handles = <const int64_t *> cnp.PyArray_DATA(<cnp.ndarray> ids)
+    for k in range(count):
+        handle = handles[k] if handles != NULL else PyNumber_AsSsize_t((<list> ids)[k], OverflowError)
+        row = <uint32_t> handle
+        if handle < 0 or row >= capacity or opened[row] != handle >> 32:
+            return k
+        if seen[row] == stamp:
+            return count + k
+        seen[row] = stamp
+        found[k] = row
+    return -1
 
 
 # ---- Dense ----

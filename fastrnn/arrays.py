@@ -38,7 +38,10 @@ def as_float32(value: Any, name: str) -> np.ndarray:
     """
     if type(value) is np.ndarray and value.dtype is F32 and value.flags.c_contiguous and value.flags.aligned:
         return value
-    array = as_array(value)
+    try:
+        array = as_array(value)
+    except ValueError as error:  # rows of different lengths
+        raise ShapeError(f"{name} is not an array: {error}") from None
     if not np.can_cast(array.dtype, F32, "same_kind"):
         raise ShapeError(f"{name} must hold real numbers (float32, or what casts to it), got dtype {array.dtype}")
     return np.require(array, F32, ["C", "A"])

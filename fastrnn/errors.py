@@ -19,3 +19,25 @@ class ShapeError(FastrnnError, ValueError):
 
 class ConcurrentUseError(FastrnnError):
     """An object with a single owner was used by two threads at once."""
+
+
+class PoolFullError(FastrnnError):
+    """A pool has no room for another stream."""
+
+
+class UnknownStreamError(FastrnnError, KeyError):
+    """A handle is of no stream of this pool, or of one that was closed."""
+
+    __str__ = Exception.__str__  # KeyError's shows the message in quotes
+
+
+class QueueFullError(FastrnnError):
+    """A batcher has as many requests as it may hold; what it refused may be sent again later."""
+
+
+class DeadlineError(FastrnnError, TimeoutError):
+    """A request was not answered by its deadline."""
+
+
+class ClosedError(FastrnnError):
+    """A batcher or session was closed, or lost what the request needs."""

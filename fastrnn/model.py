@@ -16,8 +16,10 @@ from .errors import FormatError, ShapeError, UnsupportedError
 from .explain import explain
 from .graph.optimize import optimize
 from .layers import Activation, BatchNorm, Dense, Embedding, Layer, LayerNorm, Masking, Stack, Unstack
+from .model_store import ModelStore
 from .recurrent import Recurrent
 from .spec import OPS, Graph, ModelSpec, Node, Tensor
+from .streams import Pool, Store, Stream
 from .tolerance import recorded_problems
 
 LAYERS: dict[str, type[Layer]] = {
@@ -38,15 +40,28 @@ LAYERS: dict[str, type[Layer]] = {
 _CELLS: dict[str, type[Layer]] = {"lstm": cells.LSTMCell, "gru": cells.GRUCell, "rnn": cells.RNNCell}
 
 
-def pack(graph: Graph, backend: str | None = None) -> dict[str, Any]:
-    """What runs the nodes of a graph and of the bodies in it, by their names: layers, and packed convolutions."""
+def pack(graph: Graph, backend: str | None = None, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What runs the nodes of a graph and of the bodies in it, by their names: layers, and packed convolutions.
+
+    Those that are ``known`` already, of the same attributes and the same arrays, are taken from there.
+    """
     packed: dict[str, Any] = {}
     for node in graph.all_nodes():
-        if node.op in LAYERS:
+        old = (known or {}).get(node.name)
+        if old is not None and _same(old.node, node):
+            packed[node.name] = old
+        elif node.op in LAYERS:
             packed[node.name] = build_layer(node, backend)
         elif node.op in ("conv", "conv_transpose"):
             packed[node.name] = Convolution(node, backend)
     return packed
+
+
+def _same(node: Node, other: Node) -> bool:
+    """Whether two nodes need the same packed weights."""
+    return (node.op, node.attrs, node.weights.keys()) == (other.op, other.attrs, other.weights.keys()) and all(
+        np.array_equal(array, other.weights[key]) for key, array in node.weights.items()
+    )
 
 
 def build_layer(node: Node, backend: str | None = None) -> Layer:
@@ -70,14 +85,21 @@ class Model:
         Layers by name, in running order.
     """
 
-    def __init__(self, spec: ModelSpec, *, backend: str | None = None, threads: int | None = None):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        backend: str | None = None,
+        threads: int | None = None,
+        packed: Mapping[str, Any] | None = None,
+    ):
         spec.validate()
         threads = None if threads is None else runtime.check_threads(threads, "threads")
         self.spec = spec
         self.graph = optimize(spec)
         self.inputs, self.outputs = list(spec.inputs), list(spec.outputs)
         self._backend, self._threads = backend, threads
-        self._packed = pack(self.graph, backend)
+        self._packed = pack(self.graph, backend, packed)
         self._isa_kernels = _core.RowKernels()
         self.layers = {name: layer for name, layer in self._packed.items() if isinstance(layer, Layer)}
         for layer in self.layers.values():
@@ -216,6 +238,48 @@ class Model:
         a node is, or empty.  Those of recurrent layers also have the instruction set and the split over threads.
         """
         return explain(self.spec, self._executable, self._packed, batch, seq_len)
+
+    def rebuilt(self, spec: ModelSpec) -> Model:
+        """A model of another graph, with the packed weights of this one where they are the same."""
+        return Model(spec, backend=self._backend, threads=self._threads, packed=self._packed)
+
+    def stream(
+        self, batch: int = 1, *, constants: Mapping[str, Any] | None = None, states: Mapping[str, str] | None = None
+    ) -> Stream:
+        """A live sequence, or ``batch`` of them that advance together; see :class:`fastrnn.streams.Stream`.
+
+        Parameters
+        ----------
+        constants : mapping, optional
+            Inputs that are the same at every step: ``{"sr": 16000}``.
+        states : mapping of output to input, optional
+            Which outputs go into which inputs of the next step, where names and shapes do not tell.
+
+        Raises
+        ------
+        UnsupportedError
+            Layers read steps that have not come yet; all of them are named.
+        """
+        return Stream(self, batch, constants=constants, states=states)
+
+    def pool(
+        self,
+        capacity: int,
+        *,
+        idle_limit: float | None = None,
+        constants: Mapping[str, Any] | None = None,
+        states: Mapping[str, str] | None = None,
+    ) -> Pool:
+        """Live sequences by the thousand; see :class:`fastrnn.streams.Pool`, and :meth:`stream` for the options."""
+        return Pool(self, capacity, idle_limit=idle_limit, constants=constants, states=states)
+
+    def store(
+        self, capacity: int, constants: Mapping[str, Any] | None = None, states: Mapping[str, str] | None = None
+    ) -> Store:
+        """States of ``capacity`` streams, for :mod:`fastrnn.streams`."""
+        if self._bare is not None:
+            return self._bare.store(capacity, constants, states)
+        return ModelStore(self, capacity, constants or {}, states)
 
     def __reduce__(self) -> tuple[Callable[..., Model], tuple[Any, ...]]:
         from .loaders import native

@@ -15,8 +15,10 @@ import numpy as np
 from . import _core, runtime
 from .arrays import F32, as_array, as_float32, check_out
 from .errors import ShapeError, UnsupportedError
+from .layer_store import LayerStore
 from .layers import Inputs, Layer, Outputs
 from .spec import CELL_ACTIVATIONS, OPS, Node, activation, weight_suffixes
+from .streams import Pool, Store, Stream
 
 State = Any  # h, or (h, c)
 _WEIGHT_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "peephole")
@@ -272,6 +274,26 @@ class Recurrent(Layer):
         assert y is not None
         return y, ((h_n, c_n) if self.has_c else h_n)
 
+    def stream(self, batch: int = 1) -> Stream:
+        """A live sequence, or ``batch`` that advance together; see :class:`fastrnn.streams.Stream`.
+
+        Raises
+        ------
+        UnsupportedError
+            The layer is bidirectional or reverse.
+        """
+        return Stream(self, batch)
+
+    def pool(self, capacity: int, *, idle_limit: float | None = None) -> Pool:
+        """Live sequences by the thousand; see :class:`fastrnn.streams.Pool`."""
+        return Pool(self, capacity, idle_limit=idle_limit)
+
+    def store(self, capacity: int, constants: Any = None, states: Any = None) -> Store:
+        """States of ``capacity`` streams, for :mod:`fastrnn.streams`."""
+        if constants or states:
+            raise UnsupportedError("constants= and states= are for models; a layer knows its own states")
+        return LayerStore(self, capacity)
+
     def warmup(self, batch: int, seq_len: int) -> None:
         """Take the memory and start the threads that a call of this size needs, so that the first real one is fast."""
         x = np.zeros((batch, seq_len, self.input_size) if self.batch_first else (seq_len, batch, self.input_size), F32)
@@ -482,6 +504,9 @@ class Cell(Recurrent):
         _, state = super().__call__(x, state, **options)
         parts = [part[0] if axis else part[0, 0] for part in self._state_parts(state)]
         return tuple(parts) if self.has_c else parts[0]
+
+    def store(self, capacity: int, constants: Any = None, states: Any = None) -> Store:
+        raise UnsupportedError(f"{self.name!r} is a cell; a stream takes the layer: LSTM, GRU or RNN")
 
     def call_shapes(self, x: tuple[int, ...]) -> CallShapes:
         if len(x) not in (1, 2) or x[-1] != self.input_size:

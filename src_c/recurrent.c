@@ -146,12 +146,21 @@ static size_t chunk_rows(const frnn_recurrent *net)
     return rows < MIN_ROWS ? MIN_ROWS : smaller(rows, MAX_ROWS);
 }
 
+/* Rows of a slice at most.  A single step of streams reads states that lie anywhere, and writes them where they were: they
+ * should stay in the cache, beside everything else, until the slice is done. */
+static size_t slice_rows(const frnn_recurrent *net, const frnn_recurrent_call *call)
+{
+    enum { FEW_ROWS = 256, GROUP_ROWS = 48 };
+    const size_t rows = chunk_rows(net);
+    if (call->state_rows && call->seq_len == 1) return (rows * 3 / 8 + GROUP_ROWS - 1) / GROUP_ROWS * GROUP_ROWS;
+    return rows > FEW_ROWS ? rows : FEW_ROWS;
+}
+
 /* The rest of a plan: how many rows at a time, and how many steps of them. */
 static void cut(frnn_plan *plan, const frnn_recurrent *net, const frnn_recurrent_call *call)
 {
-    enum { FEW_ROWS = 256 };
     const size_t parts = plan->split == FRNN_SPLIT_BATCH ? plan->groups : 1, wanted = chunk_rows(net);
-    const size_t most = wanted > FEW_ROWS ? wanted : FEW_ROWS, rows = (call->batch + parts - 1) / parts;
+    const size_t most = slice_rows(net, call), rows = (call->batch + parts - 1) / parts;
     const size_t slices = rows > most ? (rows + most - 1) / most : 1;
     plan->group_rows = (rows + slices - 1) / slices;
     plan->slice_rows = plan->group_rows * parts;

@@ -91,6 +91,38 @@ def test_a_step_calls_no_malloc(what, malloc):
     check(STEPS, what, LD_PRELOAD=malloc)
 
 
+LIVE = (
+    COUNTED
+    + """
+layer, x, y = {"lstm": lstm, "gru": gru}[sys.argv[2]](32, 64), inputs(3, 32), np.zeros((3, 64), np.float32)
+stream, pool = layer.stream(3), layer.pool(500)
+handles = np.array([pool.open() for _ in range(500)])[::-1].copy()
+many, out = inputs(300, 32), np.zeros((300, 64), np.float32)
+
+def steps(n):
+    for k in range(n):
+        if sys.argv[1] == "stream":
+            stream.step(x, out=y)
+        else:
+            pool.step(handles[k % 100 : k % 100 + 300], many, out=out)
+
+steps(300)
+gc.collect()
+gc.disable()
+before = counter.malloc_calls()
+steps(3000)
+calls = counter.malloc_calls() - before
+assert calls == 0, f"{calls} calls of malloc in 3000 steps"
+"""
+)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize("what", ["stream", "pool"])
+def test_a_step_of_a_stream_calls_no_malloc(what, kind, malloc):
+    check(LIVE, what, kind, LD_PRELOAD=malloc)
+
+
 TRACED = (
     COUNTED
     + """

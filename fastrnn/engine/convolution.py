@@ -35,6 +35,7 @@ class Convolution:
                 f"{node.op} {node.name!r}: weight must have at least 3 axes, none of size 0, the first a multiple of"
                 f" groups={groups}; got {weight.shape}"
             )
+        self.node = node
         self.name, self.kernel = node.name, weight.shape[2:]
         outer, inner = weight.shape[0], weight.shape[1] * groups
         self.channels, self.features = (outer, inner) if transposed else (inner, outer)

@@ -1,0 +1,407 @@
+"""Live sequences: a :class:`Stream` keeps the state of one or of a batch, a :class:`Pool` those of thousands.
+
+Results have the same bits as those of whole sequences, whatever they are cut into and whoever shares a call.
+"""
+
+from __future__ import annotations
+
+import operator
+import secrets
+import time
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from . import _core
+from .arrays import as_array
+from .errors import PoolFullError, ShapeError, UnknownStreamError
+from .loaders.state_bytes import state_from_bytes, state_to_bytes
+
+MAX_CAPACITY = (1 << 31) - 1
+MAX_GENERATION = (1 << 31) - 1
+
+Rows = np.ndarray | None
+
+
+class Store(Protocol):
+    """States of many streams, a row each, and how a call advances some of them; ``network.store(capacity)`` makes one.
+
+    ``rows`` of a call are places of its streams, int64, all different; None: all, in order.
+    """
+
+    capacity: int
+    bytes_a_row: int
+    frame_ndim: int
+    """Axes of what a stream takes at a step."""
+
+    def step(self, rows: Rows, x: Any, out: Any = None) -> Any:
+        """One step of each row; x has the batch axis first."""
+
+    def chunk(self, rows: Rows, x: Any, out: Any = None) -> Any:
+        """The same number of steps of each row; x has the batch axis first, then time."""
+
+    def check_sequence(self, x: Any, name: str) -> Any:
+        """A sequence of one stream as the store takes it, (seq_len, input_size) floats; ShapeError where it is none."""
+
+    def results(self, x: Any) -> Any:
+        """Arrays for the results of such a sequence."""
+
+    def advance(
+        self, rows: np.ndarray, x: list[Any], y: list[Any], begins: np.ndarray | None, steps: np.ndarray
+    ) -> None:
+        """``steps`` of each row, int64: of checked sequences x from ``begins`` on (None: 0), into these steps of y."""
+
+    def read(self, rows: Rows) -> dict[str, np.ndarray]:
+        """Copies of the states by name, rows first."""
+
+    def write(self, rows: Rows, states: Mapping[str, np.ndarray]) -> None:
+        """Set states; names and shapes have been checked."""
+
+    def shown(self, states: dict[str, np.ndarray]) -> Any:
+        """What :meth:`read` gave, in the form in which a call of the layer or model takes states."""
+
+    def taken(self, shown: Any, like: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The inverse, checked against what :meth:`read` gives now."""
+
+    def clear(self, rows: Rows) -> None:
+        """Back to the beginning."""
+
+    def grown(self, capacity: int) -> Store:
+        """A larger store with the same rows."""
+
+
+def _count(value: Any, name: str, most: int = MAX_CAPACITY) -> int:
+    """A number of rows."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = 0
+    if not 1 <= count <= most:
+        raise ShapeError(f"{name} must be a whole number from 1 to {most}, got {value!r}")
+    return count
+
+
+# ---- One ----
+
+
+class Stream:
+    """A live sequence, or ``batch`` of them that advance together: the state stays inside.
+
+    Made by ``layer.stream(batch)`` and ``model.stream(batch)``.  A stream has one owner: a second thread that uses it
+    at the same time gets a :class:`~fastrnn.errors.ConcurrentUseError`.
+
+    Examples
+    --------
+    >>> import fastrnn
+    >>> layer = fastrnn.RNN(np.eye(2), np.zeros((2, 2)))
+    >>> stream = layer.stream()
+    >>> y = stream.step(np.zeros(2))
+    >>> stream(np.ones((3, 2))).shape
+    (3, 2)
+    """
+
+    def __init__(self, network: Any, batch: int = 1, *, constants: Mapping[str, Any] | None = None, states: Any = None):
+        self.network, self.batch = network, _count(batch, "batch")
+        self._options = {"constants": constants, "states": states}
+        self._store: Store = network.store(self.batch, constants, states)
+        self._owner = _core.Owner("stream")
+
+    def step(self, x: Any, out: Any = None) -> Any:
+        """One step: x (input_size,) or (batch, input_size); y has the same rank, new or ``out``.
+
+        Of a model with several inputs x is a dict; of one with several outputs y is a tuple.
+        """
+        with self._owner:
+            return self._store.step(None, x, out)
+
+    def __call__(self, x: Any, out: Any = None) -> Any:
+        """A chunk of any length: x (seq_len, input_size) or (batch, seq_len, input_size); y has the same rank."""
+        with self._owner:
+            if self.batch > 1 or not _is_sequence(self._store, x):
+                return self._store.chunk(None, x, out)
+            one = {name: as_array(a)[None] for name, a in x.items()} if isinstance(x, Mapping) else as_array(x)[None]
+            y = self._store.chunk(None, one, out[None] if isinstance(out, np.ndarray) else out)
+            return tuple(part[0] for part in y) if isinstance(y, tuple) else y[0]
+
+    @property
+    def state(self) -> Any:
+        """A copy of the state, which can be set again.
+
+        Of a layer h or (h, c), (num_layers, batch, size) each, as the layer takes it; of a model a dict by the names of
+        its states, (batch, ...) each.
+        """
+        with self._owner:
+            return self._store.shown(self._store.read(None))
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        with self._owner:
+            self._store.write(None, self._store.taken(state, self._store.read(None)))
+
+    def reset(self) -> None:
+        """Back to the beginning of a sequence."""
+        with self._owner:
+            self._store.clear(None)
+
+    def copy(self) -> Stream:
+        """Another stream in the same state."""
+        other = Stream(self.network, self.batch, **self._options)
+        other.state = self.state
+        return other
+
+    def save(self) -> bytes:
+        """The state as bytes, versioned and with a checksum."""
+        with self._owner:
+            return state_to_bytes(self._store.read(None))
+
+    def restore(self, data: bytes) -> None:
+        """Set the state from the bytes of :meth:`save`, or with a batch of 1 from those of :meth:`Pool.export`.
+
+        Raises
+        ------
+        FormatError
+            They are damaged, or of another network or batch; the state stays as it was.
+        """
+        with self._owner:
+            self._store.write(None, state_from_bytes(data, self._store.read(None)))
+
+
+# ---- Many ----
+
+
+class Pool:
+    """States of up to ``capacity`` live sequences in one slab; any of them advance together in one call.
+
+    Made by ``layer.pool(capacity)`` and ``model.pool(capacity)``.  Handles are integers.  A stream takes its state and
+    32 bytes.  A pool has one owner at a time, as a stream does.
+
+    Parameters
+    ----------
+    idle_limit : float, optional
+        Seconds.  A full pool closes streams that no call has named for so long, rather than refuse a new one.
+
+    Examples
+    --------
+    >>> import fastrnn
+    >>> pool = fastrnn.RNN(np.eye(2), np.zeros((2, 2))).pool(capacity=100)
+    >>> a, b = pool.open(), pool.open()
+    >>> pool.step([b, a], np.ones((2, 2))).shape
+    (2, 2)
+    >>> [y.shape for y in pool.step([a, b], [np.ones((3, 2)), np.ones((1, 2))])]
+    [(3, 2), (1, 2)]
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        capacity: int,
+        *,
+        idle_limit: float | None = None,
+        constants: Mapping[str, Any] | None = None,
+        states: Any = None,
+    ):
+        capacity = _count(capacity, "capacity")
+        self.network, self.idle_limit = network, idle_limit
+        self._store: Store = network.store(capacity, constants, states)
+        self._owner = _core.Owner("pool")
+        self._first = 1 + secrets.randbelow(MAX_GENERATION // 2)  # so that handles of another pool are none of this one
+        self._generations = np.full(capacity, -self._first)  # below 0: closed, and the next one's
+        self._stamps = np.zeros(capacity, np.int64)  # of the last call: when it was, different for each
+        self._found = np.empty(capacity, np.int64)
+        self._free = array("q", range(capacity - 1, -1, -1))
+        self._stamp = 0
+
+    # ---- streams ----
+
+    @property
+    def capacity(self) -> int:
+        return self._store.capacity
+
+    def __len__(self) -> int:
+        """Streams that are open."""
+        return self.capacity - len(self._free)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows, open or not."""
+        return self.capacity * (self._store.bytes_a_row + 4 * 8)
+
+    def open(self) -> int:
+        """Begin a stream and return its handle.
+
+        Raises
+        ------
+        PoolFullError
+            All rows are open, and none is idle; close some, or :meth:`grow`.
+        """
+        with self._owner:
+            return self._open()
+
+    def _open(self) -> int:
+        if not self._free and self.idle_limit is not None:
+            self._close_idle()
+        if not self._free:
+            raise PoolFullError(
+                f"all {self.capacity} streams of the pool are open; close some, grow(), or set idle_limit="
+            )
+        row = self._free.pop()
+        self._store.clear(np.array([row]))
+        self._generations[row] *= -1
+        self._stamps[row] = self._next_stamp()
+        return int(self._generations[row]) << 32 | row
+
+    def close(self, handle: int) -> None:
+        """End a stream; its handle is of no use any more."""
+        with self._owner:
+            self._close(self._rows([handle]))
+
+    def _close(self, rows: np.ndarray) -> None:
+        self._generations[rows] = -1 - self._generations[rows] % MAX_GENERATION
+        self._free.extend(rows.tolist())
+
+    def close_idle(self, seconds: float | None = None) -> int:
+        """Close streams that no call has named for ``seconds`` (default: ``idle_limit``); returns how many."""
+        with self._owner:
+            return self._close_idle(seconds)
+
+    def _close_idle(self, seconds: float | None = None) -> int:
+        limit = self.idle_limit if seconds is None else seconds
+        if limit is None:
+            raise ShapeError("close_idle() needs seconds, as the pool has no idle_limit")
+        last = time.monotonic_ns() - int(limit * 1e9)
+        rows = np.flatnonzero((self._generations > 0) & (self._stamps <= last))
+        self._close(rows)
+        return len(rows)
+
+    def reset(self, handle: int) -> None:
+        """Back to the beginning of a sequence."""
+        with self._owner:
+            self._store.clear(self._rows([handle]))
+
+    def grow(self, capacity: int) -> None:
+        """Make room for more streams; handles stay valid.  For a moment both slabs are in memory."""
+        with self._owner:
+            old, capacity = self.capacity, _count(capacity, "capacity")
+            if capacity < old:
+                raise ShapeError(f"a pool of {old} cannot shrink to {capacity}")
+            store, found = self._store.grown(capacity), np.empty(capacity, np.int64)
+            generations = np.append(self._generations, np.full(capacity - old, -self._first))
+            stamps = np.append(self._stamps, np.zeros(capacity - old, np.int64))
+            free = array("q", range(capacity - 1, old - 1, -1)) + self._free
+            self._store, self._found, self._generations, self._stamps, self._free = (
+                store, found, generations, stamps, free,
+            )  # fmt: skip
+
+    # ---- running ----
+
+    def step(self, handles: Sequence[int] | np.ndarray, x: Any, out: Any = None) -> Any:
+        """Advance some streams, in this order.
+
+        Parameters
+        ----------
+        handles : list or int64 array of n different handles
+        x : (n, input_size) array, or list of n arrays (t_i, input_size)
+            One step of each, or chunks of any lengths.  Of a model with several inputs: a dict.
+        out : (n, features) array, optional
+            Where to write; for single steps.
+
+        Returns
+        -------
+        (n, features) array, or a list of arrays (t_i, features)
+
+        Raises
+        ------
+        UnknownStreamError
+            A handle is not open.
+        ShapeError
+            A handle is given twice, or x does not fit.  No stream has moved.
+        """
+        with self._owner:
+            rows = self._rows(handles)
+            if isinstance(x, (list, tuple)) and (not x or any(_is_sequence(self._store, chunk) for chunk in x)):
+                if len(x) != len(rows):
+                    raise ShapeError(f"{len(rows)} handles and {len(x)} chunks; give one chunk for each")
+                if out is not None:
+                    raise ShapeError("out= is for single steps; chunks of any lengths come as new arrays")
+                chunks = [self._store.check_sequence(chunk, f"x[{k}]") for k, chunk in enumerate(x)]
+                y = [self._store.results(chunk) for chunk in chunks]
+                self._store.advance(rows, chunks, y, None, np.array([_length(chunk) for chunk in chunks], np.int64))
+                return y
+            return self._store.step(rows, x, out)
+
+    def _next_stamp(self) -> int:
+        self._stamp = max(self._stamp + 1, time.monotonic_ns())
+        return self._stamp
+
+    def _rows(self, handles: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Rows of the handles, until the next call; they take the stamp of this one."""
+        try:
+            if not isinstance(handles, np.ndarray):
+                handles = list(handles)
+            elif handles.ndim == 1 and handles.dtype.kind in "iu":
+                handles = np.ascontiguousarray(handles, np.int64)
+            else:
+                raise TypeError
+            rows = self._found[: len(handles)] if len(handles) <= self.capacity else np.empty(len(handles), np.int64)
+            wrong = _core.find_rows(handles, self._generations, self._stamps, self._next_stamp(), rows)
+        except (TypeError, OverflowError):
+            raise UnknownStreamError("handles are the integers that open() returns") from None
+        if wrong < 0:
+            return rows
+        if wrong < len(rows):
+            raise UnknownStreamError(
+                f"handle {handles[wrong]} is of no open stream of this pool; open() gives new ones"
+            )
+        raise ShapeError(f"handle {handles[wrong - len(rows)]} is given twice; a stream advances once in a call")
+
+    # ---- states ----
+
+    def state(self, handle: int) -> Any:
+        """A copy of the state of a stream, as ``Stream.state`` with a batch of 1."""
+        with self._owner:
+            return self._store.shown(self._store.read(self._rows([handle])))
+
+    def set_state(self, handle: int, state: Any) -> None:
+        """Set what :meth:`state` returned, or the like."""
+        with self._owner:
+            rows = self._rows([handle])
+            self._store.write(rows, self._store.taken(state, self._store.read(rows)))
+
+    def export(self, handle: int) -> bytes:
+        """The state of a stream as bytes, for :meth:`restore` in any process, or ``Stream.restore``."""
+        with self._owner:
+            return state_to_bytes(self._store.read(self._rows([handle])))
+
+    def restore(self, data: bytes) -> int:
+        """Open a stream in the state of :meth:`export`; returns its handle.
+
+        Raises
+        ------
+        FormatError
+            The bytes are damaged or of another network; no stream was opened.
+        PoolFullError
+            There is no room.
+        """
+        with self._owner:
+            states = state_from_bytes(data, self._store.read(np.array([0])))
+            handle = self._open()
+            self._store.write(self._rows([handle]), states)
+            return handle
+
+    def handles(self) -> Iterable[int]:
+        """Handles of the open streams."""
+        rows = np.flatnonzero(self._generations > 0)
+        return (self._generations[rows] << 32 | rows).tolist()
+
+
+def _length(sequence: Any) -> int:
+    """Steps of a sequence, or of each input of a model."""
+    return len(next(iter(sequence.values())) if isinstance(sequence, Mapping) else sequence)
+
+
+def _is_sequence(store: Store, x: Any) -> bool:
+    """Whether this is a sequence of one stream, rather than a step of it or sequences of several."""
+    first: Any = next(iter(x.values()), x) if isinstance(x, Mapping) else x
+    return np.ndim(first) == store.frame_ndim + 1
