@@ -3,6 +3,7 @@
 # make bench  a table of times beside PyTorch, ONNX Runtime and OpenVINO
 # make asan   the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make fuzz   200,000 mutated files through every loader
+# make soak   pools and streams under a random schedule, for ten minutes
 # make lint   ruff, mypy, clang-format, cython-lint, codespell
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES = setup.py pyproject.toml $(wildcard src_c/*.[ch] src_c/kernels/*.[ch] fastrnn/*.pyx fastrnn/*.pxd)
 
-.PHONY: run test bench asan fuzz lint clean
+.PHONY: run test bench asan fuzz soak lint clean
 
 run: $(VENV)/installed
 	$(BIN)/python examples/digits/run.py
@@ -24,6 +25,9 @@ bench: $(VENV)/installed-bench
 
 fuzz: $(VENV)/installed-test
 	$(BIN)/python tests/fuzz_loaders.py --count 200000
+
+soak: $(VENV)/installed-test
+	$(BIN)/python tests/soak_streams.py --minutes 10
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -11,6 +11,8 @@ file in the current folder; a crash, or a call that does not come back, leaves t
 import argparse
 import contextlib
 import faulthandler
+import multiprocessing
+import os
 import random
 import resource
 import sys
@@ -40,6 +42,7 @@ from fastrnn.verify import random_inputs
 SECONDS = 2.0
 BYTES = 100  # of memory for each byte of the file, and
 BYTES_MORE = 16 << 20
+PIECE = 4000  # mutants that a process checks
 PROCESS_MORE = 1 << 30  # of address space, for what libraries in C take
 RUN_WEIGHTS = 1 << 20  # elements of a model that is run, and of its inputs
 
@@ -69,6 +72,16 @@ class Opened:
 
 
 OPENED = Opened()
+
+
+@contextlib.contextmanager
+def traced_memory() -> Iterator[None]:
+    """Once for all mutants; what is traced leaves some kilobytes behind each time, hence the processes of ``main``."""
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        tracemalloc.stop()
 
 
 @contextlib.contextmanager
@@ -139,7 +152,7 @@ def check(folder: Path, seed: Seed) -> tuple[str, str]:
     path.write_bytes(seed.data)
     for name, data in seed.beside.items():
         (folder / name).write_bytes(data)
-    tracemalloc.start()
+    tracemalloc.clear_traces()
     start = time.process_time()
     try:
         with OPENED.watched() as opened:
@@ -149,7 +162,6 @@ def check(folder: Path, seed: Seed) -> tuple[str, str]:
     finally:
         seconds = time.process_time() - start
         peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
     others = {name for name in opened if name not in (str(path), str(folder)) and not (seed.beside and is_beside(name))}
     if others:
         return outcome, f"opened {sorted(others)}"
@@ -167,8 +179,9 @@ def check(folder: Path, seed: Seed) -> tuple[str, str]:
     return f"{outcome}/{ran}", f"{seconds:.2f} s to run" if seconds > SECONDS else ""
 
 
-def run(count: int, seed: int = 0, only: str = "") -> dict[str, int]:
-    """Check ``count`` mutants, ``only`` of seeds whose names contain that; returns how many had each outcome.
+def run(count: int, seed: int = 0, only: str = "", first: int = 0) -> dict[str, int]:
+    """Check ``count`` mutants from ``first`` on, ``only`` of seeds whose names contain that; returns how many had each
+    outcome.
 
     Raises
     ------
@@ -180,7 +193,7 @@ def run(count: int, seed: int = 0, only: str = "") -> dict[str, int]:
     missing = [row.name for row in FORMATS if not any(seed.name.endswith(row.suffixes) for seed in seeds)]
     assert not set(missing) - {"keras", "onnx"}, f"no valid file of the formats {missing} to start from"
     seeds = [seed for seed in seeds if only in seed.name]
-    with tempfile.TemporaryDirectory(dir=".", prefix="fuzz_") as name:
+    with tempfile.TemporaryDirectory(dir=".", prefix="fuzz_") as name, traced_memory():
         folder = Path(name).resolve()
         for good in seeds:  # which also imports the modules
             outcome, problem = check(folder, good)
@@ -189,7 +202,7 @@ def run(count: int, seed: int = 0, only: str = "") -> dict[str, int]:
                 problem = "a valid file"
             assert not problem, f"{good.name}: {outcome}: {problem}"
         with limited_memory():
-            for k in range(count):
+            for k in range(first, first + count):
                 made = mutant(seeds, seed * 1_000_003 + k)
                 faulthandler.dump_traceback_later(60, exit=True)
                 outcome, problem = check(folder, made)
@@ -209,7 +222,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="first seed (default 0)")
     parser.add_argument("--only", default="", help="part of the names of the files to mutate, as .pt (default all)")
     options = parser.parse_args()
-    for outcome, count in sorted(run(options.count, options.seed, options.only).items()):
+    pieces = [
+        (min(PIECE, options.count - first), options.seed, options.only, first)
+        for first in range(0, options.count, PIECE)
+    ]
+    total: dict[str, int] = {}
+    with multiprocessing.get_context("spawn").Pool(len(os.sched_getaffinity(0)), maxtasksperchild=1) as pool:
+        for outcomes in pool.starmap(run, pieces, chunksize=1):
+            for outcome, count in outcomes.items():
+                total[outcome] = total.get(outcome, 0) + count
+    for outcome, count in sorted(total.items()):
         print(f"{count:8d}  {outcome}")
 
 

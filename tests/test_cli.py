@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import fastrnn
 from fastrnn import array_files, cli, cli_run, doctor
 from fastrnn.errors import FormatError
+from fastrnn.spec import ModelSpec, Tensor
 
 MODELS = Path(os.environ.get("FASTRNN_MODELS", Path(__file__).parents[2] / "shared" / "models"))
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -332,6 +334,14 @@ def test_bench(model, capsys):
     assert cli.main(command) == 0
     assert "GFLOP/s" in capsys.readouterr().out
     assert fastrnn.get_num_threads() == threads
+
+
+def test_bench_reports_the_length_that_a_file_fixes(tmp_path, capsys):
+    node = fastrnn.RNN(np.eye(2), np.eye(2)).node
+    spec = ModelSpec([replace(node, inputs=("x",))], [Tensor("x", (None, 6, 2))], [Tensor("y", None)])
+    fastrnn.save(fastrnn.Model(spec), tmp_path / "fixed.frnn")
+    assert cli.main(["bench", str(tmp_path / "fixed.frnn"), "--seq-len", "100", "--seconds", "0.01", "--json"]) == 0
+    assert {row["seq_len"] for row in json.loads(capsys.readouterr().out)["rows"]} == {6}
 
 
 # doctor

@@ -115,6 +115,17 @@ def test_voice_activity(tmp_path):
     assert 30 < sum(float(end) - float(begin) for begin, end in spoken) < 55
 
 
+@pytest.mark.parametrize("network", ["silero_vad", None])
+def test_voice_pool(tmp_path, network):
+    folder = [published(network)] if network else []
+    script = ROOT / "examples" / "voice_pool.py"
+    done = run(script, *folder, "--streams", 20, "--seconds", 0.4, "--batch", 8, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "20 streams, a frame of" in done.stdout
+    assert re.search(r"real-time factor \d+\.\d+: [1-9]\d* frames", done.stdout)
+    assert "the first stream of each process has the same bits as alone" in done.stdout
+
+
 def test_noise_suppression(tmp_path):
     """Speech in white noise comes out with less than half of the noise's power."""
     speech = published("silero_vad") / "test.wav"
