@@ -1,4 +1,4 @@
-# cython: language_level=3, freethreading_compatible=True
+# cython: language_level=3
 """The address of SciPy's sgemm.
 
 A module of its own because importing it may fail: Cython compares the signatures that SciPy exports with those of

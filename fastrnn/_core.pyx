@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, freethreading_compatible=True
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
 """Handles over the C library: lifetime, buffers and the GIL; no arithmetic and no policy.
 
 Whoever calls has checked shapes and dtypes (layers.py, recurrent.py): arrays are float32 and C-contiguous.
