@@ -19,7 +19,7 @@ import numpy as np
 from command import cell_names, heading, line, parser, prepare, sizes
 from engines import OnnxRuntime, Torch
 from host import describe
-from timing import interleave, medians, ratio
+from timing import SETTLE, interleave, medians, ratio
 from workloads import CELLS, TOLERANCE, Workload, random_workload
 
 import fastrnn
@@ -39,12 +39,17 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def settle_for(options: Any) -> float:
+    """Workers of some engines spin after a call, and would take the processors of the next one."""
+    return SETTLE if options.threads > 1 else 0.0
+
+
 def steps(options: Any) -> None:
     peers = [engine.name for engine in (OnnxRuntime, Torch) if engine.installed()]
     print("### A step of one stream, from Python: us\n")
     print(heading(["cell"], ["hidden", "fastrnn", *peers, *(f"{name} / fastrnn" for name in peers)]))
     for cell, hidden in zip(options.cells, options.hidden):
-        times = interleave(steppers(cell, hidden, options.threads), options.rounds)
+        times = interleave(steppers(cell, hidden, options.threads), options.rounds, settle=settle_for(options))
         us = [f"{1e6 * seconds:.2f}" for seconds in medians(times).values()]
         print(line([cell, hidden, *us, *(against(times, name, "fastrnn") for name in peers)]), flush=True)
 
@@ -60,7 +65,7 @@ def ticks(options: Any) -> None:
         calls = {"pool": work.in_pool, "batch": work.in_batch, "gathered": work.gathered, "one by one": work.one_by_one}
         calls = {name: calls[name] for name in ("pool", "batch", *peers)}
         work.check(calls)
-        times = interleave(calls, options.rounds)
+        times = interleave(calls, options.rounds, settle=settle_for(options))
         us = [f"{1e6 * seconds:,.0f}" for seconds in medians(times).values()]
         ratios = [against(times, "pool", "batch"), *(against(times, name, "pool") for name in peers)]
         state = work.pool.state(work.handles[0])
