@@ -20,6 +20,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -216,6 +217,12 @@ def run(count: int, seed: int = 0, only: str = "", first: int = 0) -> dict[str, 
     return outcomes
 
 
+def run_apart(piece: tuple[int, int, str, int]) -> dict[str, int]:
+    """The same in a process of its own; one that crashes is an error here."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(run, *piece).result()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Load mutated model files of every format.")
     parser.add_argument("--count", type=int, default=1000, help="number of mutants (default 1000)")
@@ -227,8 +234,8 @@ def main() -> None:
         for first in range(0, options.count, PIECE)
     ]
     total: dict[str, int] = {}
-    with multiprocessing.get_context("spawn").Pool(len(os.sched_getaffinity(0)), maxtasksperchild=1) as pool:
-        for outcomes in pool.starmap(run, pieces, chunksize=1):
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for outcomes in pool.map(run_apart, pieces):
             for outcome, count in outcomes.items():
                 total[outcome] = total.get(outcome, 0) + count
     for outcome, count in sorted(total.items()):
