@@ -80,19 +80,19 @@ def build(work: Workload) -> bytes:
     return model.SerializeToString()
 
 
+def _in_onnx_order(array: np.ndarray, cell: str) -> np.ndarray:
+    """The blocks of gates of a weight or bias as ONNX has them."""
+    blocks = np.split(array, len(GATES[cell]))
+    return np.concatenate([blocks[GATES[cell].index(gate)] for gate in GATE_ORDER["onnx"][cell]])
+
+
 def _weights(work: Workload, layer: int) -> dict[str, np.ndarray]:
     """W, R and B of a layer, both directions stacked, gates in ONNX's order."""
-    cell = work.rnn.op
-    order = [GATES[cell].index(gate) for gate in GATE_ORDER["onnx"][cell]]
     directions = 1 + work.bidirectional
     suffixes = weight_suffixes(layer + 1, work.rnn.attr("direction"))[-directions:]
 
     def stacked(name: str) -> np.ndarray:
-        rows = []
-        for suffix in suffixes:
-            blocks = np.split(work.rnn.weights[name + suffix], len(order))
-            rows.append(np.concatenate([blocks[k] for k in order]))
-        return np.stack(rows)
+        return np.stack([_in_onnx_order(work.rnn.weights[name + suffix], work.rnn.op) for suffix in suffixes])
 
     bias = np.concatenate([stacked("bias_ih"), stacked("bias_hh")], axis=1)
     return {f"W{layer}": stacked("weight_ih"), f"R{layer}": stacked("weight_hh"), f"B{layer}": bias}
@@ -107,19 +107,14 @@ def of_layers(nodes: Sequence[Node], x: np.ndarray) -> bytes:
 
     made, constants = [helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2])], {"axis": np.array([0])}
     constants["directions"] = np.array([1])
-    tensor, order = "t", [GATES["lstm"].index(gate) for gate in GATE_ORDER["onnx"]["lstm"]]
-
-    def reordered(array: np.ndarray) -> np.ndarray:
-        blocks = np.split(array, len(order))
-        return np.concatenate([blocks[k] for k in order])
-
+    tensor = "t"
     for k, node in enumerate(nodes):
         weights = node.weights
         if node.op == "lstm":
             zeros = np.zeros(len(weights["weight_ih_l0"]), np.float32)
-            biases = [reordered(weights.get(f"{name}_l0", zeros)) for name in ("bias_ih", "bias_hh")]
-            constants[f"W{k}"] = reordered(weights["weight_ih_l0"])[None]
-            constants[f"R{k}"] = reordered(weights["weight_hh_l0"])[None]
+            biases = [_in_onnx_order(weights.get(f"{name}_l0", zeros), "lstm") for name in ("bias_ih", "bias_hh")]
+            constants[f"W{k}"] = _in_onnx_order(weights["weight_ih_l0"], "lstm")[None]
+            constants[f"R{k}"] = _in_onnx_order(weights["weight_hh_l0"], "lstm")[None]
             constants[f"B{k}"] = np.concatenate(biases)[None]
             last = not node.attr("return_sequences")
             writes = ["", f"y{k}"] if last else [f"y{k}"]

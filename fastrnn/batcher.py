@@ -11,7 +11,7 @@ from typing import Any
 from .batcher_queue import Request, SessionState
 from .batcher_stats import BatcherStats
 from .scheduler import Scheduler
-from .streams import _length
+from .streams import length_of
 
 
 class Batcher:
@@ -148,7 +148,7 @@ class Batcher:
             self._scheduler.notice,
             x,
             store.results(x),
-            _length(x),
+            length_of(x),
             session=session,
             deadline=deadline,
             priority=priority,

@@ -15,6 +15,7 @@ from .engine import Convolution, Executable
 from .errors import FormatError, ShapeError, UnsupportedError
 from .explain import explain
 from .graph.optimize import optimize
+from .inspect import optional_inputs
 from .layers import Activation, BatchNorm, Dense, Embedding, Layer, LayerNorm, Masking, Stack, Unstack
 from .model_store import ModelStore
 from .recurrent import Recurrent
@@ -112,9 +113,7 @@ class Model:
         first = next(iter(self.layers.values()), None)  # a graph may have nothing to run
         alone = len(spec.nodes) == 1 and spec.nested_state
         self._bare = first if alone and isinstance(first, Recurrent) else None
-        self._optional = {
-            t for node in spec.nodes for t, what in zip(node.inputs, OPS[node.op].inputs) if what.endswith("?")
-        }
+        self._optional = optional_inputs(spec)
 
     def _executable_for(self, outputs: list[str]) -> Executable:
         choices = [t.name for t in self.inputs if t.shape == () and not t.dtype.startswith("float")]

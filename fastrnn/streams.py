@@ -327,7 +327,7 @@ class Pool:
                     raise ShapeError("out= is for single steps; chunks of any lengths come as new arrays")
                 chunks = [self._store.check_sequence(chunk, f"x[{k}]") for k, chunk in enumerate(x)]
                 y = [self._store.results(chunk) for chunk in chunks]
-                self._store.advance(rows, chunks, y, None, np.array([_length(chunk) for chunk in chunks], np.int64))
+                self._store.advance(rows, chunks, y, None, np.array([length_of(chunk) for chunk in chunks], np.int64))
                 return y
             return self._store.step(rows, x, out)
 
@@ -396,7 +396,7 @@ class Pool:
         return (self._generations[rows] << 32 | rows).tolist()
 
 
-def _length(sequence: Any) -> int:
+def length_of(sequence: Any) -> int:
     """Steps of a sequence, or of each input of a model."""
     return len(next(iter(sequence.values())) if isinstance(sequence, Mapping) else sequence)
 

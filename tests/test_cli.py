@@ -6,17 +6,16 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from published import MODELS
 
 import fastrnn
 from fastrnn import array_files, cli, cli_run, doctor
 from fastrnn.errors import FormatError
 from fastrnn.spec import ModelSpec, Tensor
 
-MODELS = Path(os.environ.get("FASTRNN_MODELS", Path(__file__).parents[2] / "shared" / "models"))
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 

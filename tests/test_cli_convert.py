@@ -1,7 +1,6 @@
 """``fastrnn convert``, and files that say how their model ran."""
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +9,12 @@ import numpy as np
 import pytest
 from cases import FMA_ISAS
 from hostile_native import branching_spec
+from published import MODELS
 
 import fastrnn
 from fastrnn import cli, tolerance
 from fastrnn.loaders.native import load_spec, save_spec
 from fastrnn.spec import Tensor
-
-MODELS = Path(os.environ.get("FASTRNN_MODELS", Path(__file__).parents[2] / "shared" / "models"))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from published import published
 
 import fastrnn
 
@@ -97,14 +98,6 @@ def test_compare(tmp_path, mode, cell):
 
 
 # ---- Published models ----
-
-MODELS = Path(os.environ.get("FASTRNN_MODELS", ROOT.parent / "shared" / "models"))
-
-
-def published(name: str) -> Path:
-    if not (MODELS / name).is_dir():
-        pytest.skip(f"{MODELS / name} is absent; set FASTRNN_MODELS to the folder of the published models")
-    return MODELS / name
 
 
 def test_voice_activity(tmp_path):

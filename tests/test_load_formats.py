@@ -1,6 +1,5 @@
 """The registry: which loader gets a file, and single layers of formats that describe their layers."""
 
-import os
 from pathlib import Path
 
 import hostile_native
@@ -9,11 +8,11 @@ import make_hostile
 import numpy as np
 import pytest
 from cases import layer_nodes
+from published import MODELS
 
 from fastrnn.errors import FormatError, UnsupportedError
 from fastrnn.loaders import FORMATS, find_format, load_spec, load_tensors
 
-MODELS = Path(os.environ.get("FASTRNN_MODELS", Path(__file__).parents[2] / "shared" / "models"))
 FILES = {
     "native": hostile_native.frnn(),
     "safetensors": make_hostile.one(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from onnx_cases import (
     spec_of,
     theirs,
 )
+from published import MODELS
 from tolerances import TWO_FLOAT32
 
 import fastrnn
@@ -33,7 +33,6 @@ from fastrnn.errors import FormatError, UnsupportedError
 from fastrnn.loaders import find_format, load_spec, load_tensors
 from fastrnn.loaders import onnx as loader
 
-MODELS = Path(os.environ.get("FASTRNN_MODELS", Path(__file__).parents[2] / "shared" / "models"))
 X = {"x": floats(3, 4)}
 BOOL, INT, FLOAT = onnx.TensorProto.BOOL, onnx.TensorProto.INT64, onnx.TensorProto.FLOAT
 

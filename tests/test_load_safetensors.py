@@ -1,19 +1,16 @@
 """The .safetensors reader and writer, against the safetensors package."""
 
 import json
-import os
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
 from cases import layer_nodes
+from published import MODELS
 
 from fastrnn.errors import FormatError, UnsupportedError
 from fastrnn.loaders import load_spec, load_tensors
 from fastrnn.loaders.safetensors import chunks, save_tensors
-
-MODELS = Path(os.environ.get("FASTRNN_MODELS", Path(__file__).parents[2] / "shared" / "models"))
 
 DTYPES = [
     "float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",

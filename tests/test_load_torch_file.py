@@ -1,12 +1,11 @@
 """PyTorch's .pt files, against PyTorch itself."""
 
-import os
 from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 import pytest
 from cases import layer_nodes
+from published import MODELS
 
 from fastrnn.errors import FormatError, ShapeError, UnsupportedError
 from fastrnn.loaders import load_spec, load_tensors
@@ -15,7 +14,6 @@ torch = pytest.importorskip("torch")
 from test_load_torch import assert_same, run, save  # noqa: E402
 
 nn = torch.nn
-MODELS = Path(os.environ.get("FASTRNN_MODELS", Path(__file__).parents[2] / "shared" / "models"))
 
 DTYPES = [
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,

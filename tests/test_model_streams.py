@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import wave
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 from cases import assert_bits, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from published import published
 
 import fastrnn
 from fastrnn.errors import UnknownStreamError
 from fastrnn.spec import ModelSpec, Node, Tensor
-
-MODELS = Path(os.environ.get("FASTRNN_MODELS", Path(__file__).resolve().parents[2] / "shared" / "models"))
-SILERO = ("silero_vad", "silero_vad_16k_op15", "silero_vad_op18_ifless", "silero_vad_openvino_16k")
-
-
-def folder(name: str) -> Path:
-    if not (MODELS / name).is_dir():
-        pytest.skip(f"{MODELS / name} is absent; set FASTRNN_MODELS to the folder of the published models")
-    return MODELS / name
 
 
 def tagger() -> fastrnn.Model:
@@ -134,7 +124,7 @@ def test_one_stream_s_nan_reaches_no_other(model):
 
 
 def frames() -> np.ndarray:
-    with wave.open(str(folder("silero_vad") / "test.wav")) as file:
+    with wave.open(str(published("silero_vad") / "test.wav")) as file:
         samples = np.frombuffer(file.readframes(64 + 512 * 300), "<i2").astype(np.float32) / 32768
     return np.lib.stride_tricks.sliding_window_view(samples, 576)[::512].copy()
 
@@ -144,7 +134,7 @@ def frames() -> np.ndarray:
 )
 def test_silero(name):
     """A stream and a pool beside calls that carry the state themselves."""
-    model, x = fastrnn.load(folder("silero_vad") / f"{name}.onnx"), frames()
+    model, x = fastrnn.load(published("silero_vad") / f"{name}.onnx"), frames()
     constants = {"sr": np.array(16000)} if any(t.name == "sr" for t in model.inputs) else {}
     state, want = np.zeros((2, 1, 128), np.float32), []
     for frame in x:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from published import published
 
 import fastrnn
 from fastrnn import reference
@@ -16,14 +16,6 @@ from fastrnn.loaders.keras import load_layers, load_spec, load_tensors
 
 h5py = pytest.importorskip("h5py")
 ATOL = 2e-6  # Keras computes in float32, the reference in float64
-MODELS = Path(os.environ.get("FASTRNN_MODELS", Path(__file__).resolve().parents[2] / "shared" / "models"))
-
-
-def shared(*parts: str) -> Path:
-    path = MODELS.joinpath(*parts)
-    if not path.exists():
-        pytest.skip(f"{path} is not here; set FASTRNN_MODELS to the folder of real models")
-    return path
 
 
 def run(spec, *inputs) -> list[np.ndarray]:
@@ -38,7 +30,7 @@ def same_weights(a, b) -> bool:
 
 def test_fdeep_recurrent():
     """All outputs but those of the ConvLSTM layers, from all three containers."""
-    folder = shared("fdeep_recurrent")
+    folder = published("fdeep_recurrent")
     recorded = np.load(folder / "reference_io.npz")
     with h5py.File(folder / "recurrent.h5") as file:
         config = json.loads(file.attrs["model_config"])["config"]
@@ -59,7 +51,7 @@ def test_fdeep_recurrent():
 
 @pytest.mark.parametrize("name", ["AAPL", "MSFT_1cf95fa"])
 def test_stock_lstm(name):
-    folder = shared("stock_lstm")
+    folder = published("stock_lstm")
     recorded = np.load(folder / "reference_io.npz")
     spec = load_spec(folder / name / "model.keras")
     (y,) = run(spec, recorded[f"{name}:x"])
@@ -93,11 +85,11 @@ class TextGenerator:
 
 @pytest.fixture(scope="module")
 def generator():
-    return TextGenerator(shared("textgenrnn", "textgenrnn_weights.hdf5"))
+    return TextGenerator(published("textgenrnn", "textgenrnn_weights.hdf5"))
 
 
 def test_textgenrnn_computes_what_its_author_wrote(generator):
-    recorded = np.load(shared("textgenrnn", "reference_io.npz"))
+    recorded = np.load(published("textgenrnn", "reference_io.npz"))
     ids, *expected = (recorded[f"textgenrnn_weights.hdf5:{key}"] for key in ("ids", "prob", "lstm1", "lstm2"))
     for ours, theirs in zip(generator(ids), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
@@ -105,7 +97,7 @@ def test_textgenrnn_computes_what_its_author_wrote(generator):
 
 def test_textgenrnn_writes_english(generator):
     """Weights that are read in the wrong layout give noise."""
-    vocabulary = json.loads(shared("textgenrnn", "textgenrnn_vocab.json").read_text())
+    vocabulary = json.loads(published("textgenrnn", "textgenrnn_vocab.json").read_text())
     letters = {number: letter for letter, number in vocabulary.items()}
     text, choose = ["<s>"], np.random.default_rng(0)
     while len(text) < 90:
@@ -123,7 +115,7 @@ def test_textgenrnn_writes_english(generator):
 
 def test_dtln():
     """Weights alone, of a model with Lambda layers: single layers are taken out."""
-    folder = shared("dtln")
+    folder = published("dtln")
     recorded = np.load(folder / "reference_io.npz")
     sigmoid = {"class_name": "Dense", "config": {"activation": "sigmoid"}}
     convolution = {"class_name": "Conv1D", "config": {"use_bias": False}}

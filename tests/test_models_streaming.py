@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import wave
-from pathlib import Path
-
 import numpy as np
 import pytest
+from published import SILERO, published, silero_frames
 
 import fastrnn
 
-MODELS = Path(os.environ.get("FASTRNN_MODELS", Path(__file__).resolve().parents[2] / "shared" / "models"))
-SILERO = ("silero_vad", "silero_vad_16k_op15", "silero_vad_openvino_16k", "silero_vad_op18_ifless")
-
-
-def folder(name: str) -> Path:
-    if not (MODELS / name).is_dir():
-        pytest.skip(f"{MODELS / name} is absent; set FASTRNN_MODELS to the folder of the published models")
-    return MODELS / name
-
-
-def frames() -> np.ndarray:
-    """The test recording, 512 samples a frame with the last 64 of the frame before."""
-    with wave.open(str(folder("silero_vad") / "test.wav")) as file:
-        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
-    samples = np.concatenate([np.zeros(64, np.float32), samples, np.zeros(-len(samples) % 512, np.float32)])
-    return np.lib.stride_tricks.sliding_window_view(samples, 576)[::512].copy()
-
 
 def silero(name: str) -> tuple[fastrnn.Model, dict[str, np.ndarray]]:
-    model = fastrnn.load(folder("silero_vad") / f"{name}.onnx")
+    model = fastrnn.load(published("silero_vad") / f"{name}.onnx")
     feeds = {"state": np.zeros((2, 1, 128), np.float32), "sr": np.array(16000)}
     return model, {tensor.name: feeds[tensor.name] for tensor in model.inputs if tensor.name in feeds}
 
@@ -38,10 +18,10 @@ def silero(name: str) -> tuple[fastrnn.Model, dict[str, np.ndarray]]:
 @pytest.mark.parametrize("name", SILERO)
 def test_silero_over_the_whole_recording(name):
     model, feeds = silero(name)
-    with np.load(folder("silero_vad") / "reference_io.npz") as recorded:
+    with np.load(published("silero_vad") / "reference_io.npz") as recorded:
         expected = recorded["prob_ort"]
     found = []
-    for frame in frames():
+    for frame in silero_frames():
         made = model.run({**feeds, "input": frame[None]})
         feeds["state"] = made["stateN"]
         found.append(made["output"][0, 0])
@@ -63,7 +43,7 @@ def test_silero_runs_on_the_lstm_kernel(name):
 
 def test_silero_has_the_same_bits_in_any_batch():
     model, feeds = silero("silero_vad_16k_op15")
-    batch, state = frames()[100:107], np.random.default_rng(0).normal(size=(2, 7, 128)).astype(np.float32)
+    batch, state = silero_frames()[100:107], np.random.default_rng(0).normal(size=(2, 7, 128)).astype(np.float32)
     whole = model.run({**feeds, "input": batch, "state": state})
     for row in range(7):
         one = model.run({**feeds, "input": batch[row : row + 1], "state": state[:, row : row + 1]})
@@ -72,9 +52,9 @@ def test_silero_has_the_same_bits_in_any_batch():
 
 
 def test_dtln_over_the_recorded_frames():
-    with np.load(folder("dtln") / "reference_io.npz") as recorded:
+    with np.load(published("dtln") / "reference_io.npz") as recorded:
         frame, mask, cleaned = (recorded[name] for name in ("frames", "ort_mask", "ort_frames_out"))
-    first, second = (fastrnn.load(folder("dtln") / f"model_{k}.onnx") for k in (1, 2))
+    first, second = (fastrnn.load(published("dtln") / f"model_{k}.onnx") for k in (1, 2))
     states = [np.zeros((1, 2, 128, 2), np.float32) for _ in range(2)]
     for k, samples in enumerate(frame):
         spectrum = np.fft.rfft(samples)
@@ -89,7 +69,7 @@ def test_dtln_over_the_recorded_frames():
 
 @pytest.mark.parametrize("name", ["AAPL/model.keras", "MSFT_1cf95fa/model.keras"])
 def test_stock_lstm(name):
-    model = fastrnn.load(folder("stock_lstm") / name)
-    with np.load(folder("stock_lstm") / "reference_io.npz") as recorded:
+    model = fastrnn.load(published("stock_lstm") / name)
+    with np.load(published("stock_lstm") / "reference_io.npz") as recorded:
         x, y = (recorded[f"{name.split('/')[0]}:{what}"] for what in ("x", "y"))
     assert np.abs(model(x) - y).max() <= 1e-6

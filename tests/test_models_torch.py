@@ -2,24 +2,15 @@
 
 import csv
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from published import published
 
 import fastrnn
 from fastrnn import reference
 from fastrnn.loaders.torch import from_object
-
-MODELS = Path(os.environ.get("FASTRNN_MODELS", Path(__file__).parents[2] / "shared" / "models"))
-
-
-def folder(name: str) -> Path:
-    path = MODELS / name
-    if not path.exists():
-        pytest.skip(f"{path} is absent; set FASTRNN_MODELS to the folder of the shared models")
-    return path
 
 
 def softmax(x: np.ndarray, axis: int) -> np.ndarray:
@@ -29,7 +20,7 @@ def softmax(x: np.ndarray, axis: int) -> np.ndarray:
 
 def agreeing(logits: np.ndarray) -> int:
     """How many of the authors' own predictions are the same."""
-    path = folder("emotion_bilstm")
+    path = published("emotion_bilstm")
     names = json.loads((path / "models" / "label_mapping.json").read_text())
     with (path / "outputs" / "test_predictions.csv").open(encoding="utf-8") as file:
         theirs = [row["predicted_emotion"] for row in csv.DictReader(file)]
@@ -37,7 +28,7 @@ def agreeing(logits: np.ndarray) -> int:
 
 
 def emotion() -> tuple[Path, dict[str, np.ndarray]]:
-    path = folder("emotion_bilstm")
+    path = published("emotion_bilstm")
     return path / "models" / "emotion_bilstm_attention.pt", dict(np.load(path / "reference_io.npz"))
 
 
@@ -118,7 +109,7 @@ def test_emotion_as_a_module():
 
 def test_silero_safetensors():
     """Frame by frame: the cell by name, the convolutions as raw arrays in NumPy."""
-    path = folder("silero_vad")
+    path = published("silero_vad")
     recorded = np.load(path / "reference_io.npz")
     model = fastrnn.load(path / "silero_vad_16k.safetensors")
     cell = fastrnn.load_layers(path / "silero_vad_16k.safetensors", {"lstm_cell": fastrnn.LSTMCell})["lstm_cell"]
@@ -134,7 +125,7 @@ def test_silero_safetensors():
 
 def test_silero_torchscript():
     """The same bits as PyTorch's own loader gives, and the recorded states from them."""
-    path = folder("silero_vad")
+    path = published("silero_vad")
     tensors = fastrnn.load(path / "silero_vad.jit").tensors
     recorded = np.load(path / "reference_io.npz")
     cell = fastrnn.load_layers(path / "silero_vad.jit", {"_model.decoder.rnn": "lstm"})["_model.decoder.rnn"]
@@ -156,7 +147,7 @@ def test_silero_as_a_module():
     """The whole network in PyTorch's words, with the safetensors weights, one chunk after the other."""
     torch = pytest.importorskip("torch")
     nn, f = torch.nn, torch.nn.functional
-    path = folder("silero_vad")
+    path = published("silero_vad")
 
     class Silero(nn.Module):
         def __init__(self):

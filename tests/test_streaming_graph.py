@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from published import MODELS
 
 import fastrnn
 from fastrnn.errors import UnsupportedError
@@ -18,7 +19,6 @@ from fastrnn.graph.state_pairs import paired_by_name, stem
 from fastrnn.graph.streaming import Streamed, streamed
 from fastrnn.spec import GATES, ModelSpec, Node, Tensor
 
-MODELS = Path(os.environ.get("FASTRNN_MODELS", Path(__file__).resolve().parents[2] / "shared" / "models"))
 END = 2**63 - 1
 RNG = np.random.default_rng(0)
 

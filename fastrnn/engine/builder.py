@@ -41,11 +41,10 @@ class HostStep:
 
 @dataclass
 class NativeStep:
-    """Fields of a frnn_program_step; ``values`` are its operands by name, ``writes`` those of them that it writes."""
+    """Fields of a frnn_program_step; ``values`` are its operands by name."""
 
     fields: dict[str, Any]
     values: dict[str, Value]
-    writes: tuple[str, ...] = ("y",)
 
 
 @dataclass
@@ -118,11 +117,10 @@ class Builder:
 
     # ---- native steps ----
 
-    def step(
-        self, kind: str, writes: tuple[str, ...] = ("y",), /, values: dict[str, Value] | None = None, **fields: Any
-    ) -> None:
-        values = {name: self.floats(value) for name, value in (values or {}).items() if value is not None}
-        self.steps.append(NativeStep({"kind": kind, **fields}, values, writes))
+    def step(self, kind: str, /, values: dict[str, Value], **fields: Any) -> None:
+        """A native step; constants among its operands are given a place."""
+        operands = {name: self.floats(value) for name, value in values.items()}
+        self.steps.append(NativeStep({"kind": kind, **fields}, operands))
 
     def copy_to(self, target: Value, source: Value) -> None:
         """target = source, broadcast."""
@@ -142,11 +140,6 @@ class Builder:
             axes = [(size, y, 0, 0) for size, y in loops(target.shape, target.strides)]
             self.step("fill", values={"y": target}, loops=axes, value=number)
 
-    def filled(self, shape: Sequence[int], number: float) -> Value:
-        target = self.new(shape)
-        self.fill(target, number)
-        return target
-
     def binary_to(self, target: Value, function: str, a: Value, b: Value) -> None:
         if target.size == 0:
             return
@@ -162,9 +155,6 @@ class Builder:
         target = self.new(shape, model.order)
         self.binary_to(target, function, a, b)
         return target
-
-    def constant(self, number: float) -> Value:
-        return Value((), F32, np.array(number, np.float32))
 
     def activate(self, function: Any, x: Value) -> Value:
         """An element-wise activation."""

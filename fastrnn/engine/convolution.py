@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from .. import _core, runtime
@@ -66,8 +64,3 @@ class Convolution:
     def nbytes(self) -> int:
         """Bytes of packed weights."""
         return sum(handle.nbytes for handle in self.handles) + self.taps.nbytes
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates for each position of the output (of the input, where transposed)."""
-        return math.prod(self.kernel) * self.group_channels * self.features

@@ -89,7 +89,6 @@ def _recurrent(b: Builder, node: Node, layer: Recurrent, x: Values) -> Sequence[
     b.flops += layer.flops_a_step * batch * seq_len
     b.step(
         "recurrent",
-        ("y", "y_2", "y_3"),
         values=values,
         layer=layer._handle,
         batch=batch,

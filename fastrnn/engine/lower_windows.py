@@ -21,26 +21,29 @@ from .lower_layers import product
 from .tensors import F32, Value
 
 
-def _channels_last(b: Builder, x: Value, spatial: int, name: str) -> Value:
-    if x.ndim != spatial + 2:
-        raise ShapeError(f"{name!r} takes (batch, channels) and {spatial} more axes, got shape {x.shape}")
+def _channels_last(b: Builder, x: Value, spatial: int, name: str, channels: int | None = None) -> Value:
+    """x with its channels at the end; ``channels`` are how many it must have."""
+    if x.ndim != spatial + 2 or channels not in (None, x.shape[1]):
+        taken = "channels" if channels is None else channels
+        raise ShapeError(f"{name!r} takes (batch, {taken}) and {spatial} more axes, got shape {x.shape}")
     x = b.floats(x)
     return x.transpose([0, *range(2, x.ndim), 1])
 
 
+def _channels_first(x: Value) -> Value:
+    """The inverse."""
+    return x.transpose([0, x.ndim - 1, *range(1, x.ndim - 1)])
+
+
 def _conv(b: Builder, node: Node, layer: Convolution, x: Values) -> Values:
     spatial = len(layer.kernel)
-    if x[0].ndim != spatial + 2 or x[0].shape[1] != layer.channels:
-        raise ShapeError(
-            f"{node.name!r} takes (batch, {layer.channels}) and {spatial} more axes, got shape {x[0].shape}"
-        )
+    last = _channels_last(b, x[0], spatial, node.name, layer.channels)
     strides, begins, ends, dilations = operators.window(node, layer.kernel)
     out = operators.output_sizes(node, x[0].shape[2:], layer.kernel)
-    source = padded(b, _channels_last(b, x[0], spatial, node.name), begins, ends, 0.0, range(1, spatial + 1))
-    batch, last = x[0].shape[0], [0, spatial + 1, *range(1, spatial + 1)]
-    y = b.new((batch, *out, layer.features))
+    source = padded(b, last, begins, ends, 0.0, range(1, spatial + 1))
+    y = b.new((x[0].shape[0], *out, layer.features))
     if y.size == 0:
-        return [y.transpose(last)]
+        return [_channels_first(y)]
     if layer.depthwise:
         taps = _taps(b, source, layer.kernel, out, strides, dilations, range(1, spatial + 1))
         for k, tap in enumerate(taps):
@@ -51,12 +54,12 @@ def _conv(b: Builder, node: Node, layer: Convolution, x: Values) -> Values:
                 b.binary_to(y, "add", y, b.binary("mul", tap, weight))
         if layer.bias is not None:
             b.binary_to(y, "add", y, known(b, layer.bias))
-        return [b.activate(layer.activation, y).transpose(last)] if layer.activation else [y.transpose(last)]
+        return [_channels_first(b.activate(layer.activation, y) if layer.activation else y)]
     for g, handle in enumerate(layer.handles):
         part = source.part(spatial + 1, g * layer.group_channels, layer.group_channels)
         target = y.part(spatial + 1, g * layer.group_features, layer.group_features)
         _windows_times(b, layer, handle, part, target, out, strides, dilations)
-    return [y.transpose(last)]
+    return [_channels_first(y)]
 
 
 def _windows_times(
@@ -76,7 +79,7 @@ def _windows_times(
     assert flat_y is not None
     windows = x
     for axis in range(1, spatial + 1):
-        windows = _window_axis(windows, axis, out[axis - 1], strides[axis - 1])
+        windows = windows.part(axis, 0, out[axis - 1], strides[axis - 1])
     for axis, (size, dilation) in enumerate(zip(layer.kernel, dilations)):
         windows = _kernel_axis(windows, x, axis + 1, size, dilation)
     # (batch, *out, channels, *kernel) -> (batch, *out, *kernel, channels)
@@ -86,11 +89,6 @@ def _windows_times(
         flat_x = b.copy(windows).reshape((batch * rows, k))
     assert flat_x is not None
     product(b, handle, flat_x, flat_y)
-
-
-def _window_axis(x: Value, axis: int, count: int, stride: int) -> Value:
-    """The first elements of the windows along an axis."""
-    return x.part(axis, 0, count, stride)
 
 
 def _kernel_axis(windows: Value, x: Value, axis: int, size: int, dilation: int) -> Value:
@@ -127,10 +125,7 @@ def _taps(
 
 def _conv_transpose(b: Builder, node: Node, layer: Convolution, x: Values) -> Values:
     spatial = len(layer.kernel)
-    if x[0].ndim != spatial + 2 or x[0].shape[1] != layer.channels:
-        raise ShapeError(
-            f"{node.name!r} takes (batch, {layer.channels}) and {spatial} more axes, got shape {x[0].shape}"
-        )
+    last = _channels_last(b, x[0], spatial, node.name, layer.channels)
     strides, begins, ends, dilations = operators.window(node, layer.kernel)
     sizes, batch = x[0].shape[2:], x[0].shape[0]
     out = operators.transposed_sizes(node, sizes, layer.kernel)
@@ -143,12 +138,11 @@ def _conv_transpose(b: Builder, node: Node, layer: Convolution, x: Values) -> Va
         b.fill(y, 0.0)
     else:
         b.copy_to(y, known(b, layer.bias))
-    source = _channels_last(b, x[0], spatial, node.name)
     rows, taps = batch * math.prod(sizes), math.prod(layer.kernel)
     for g, handle in enumerate(layer.handles):
         if not rows:
             continue
-        part = b.contiguous(source.part(spatial + 1, g * layer.group_channels, layer.group_channels))
+        part = b.contiguous(last.part(spatial + 1, g * layer.group_channels, layer.group_channels))
         flat = b.reshape(part, (rows, layer.group_channels))
         terms = b.new((rows, taps * layer.group_features))
         product(b, handle, flat, terms)
@@ -161,7 +155,7 @@ def _conv_transpose(b: Builder, node: Node, layer: Convolution, x: Values) -> Va
             b.binary_to(target, "add", target, each.index(spatial + 1, k))
     for axis, (begin, size) in enumerate(zip(begins, out)):
         y = y.part(axis + 1, begin, size)
-    return [y.transpose([0, spatial + 1, *range(1, spatial + 1)])]
+    return [_channels_first(y)]
 
 
 def _pool(b: Builder, node: Node, layer: Any, x: Values) -> Values:
@@ -183,7 +177,7 @@ def _pool(b: Builder, node: Node, layer: Any, x: Values) -> Values:
         if not largest:
             counts = np.moveaxis(operators.pool_counts(node, x[0].shape, ceil_mode), 1, -1)
             b.binary_to(y, "div", y, known(b, np.ascontiguousarray(counts, np.float32)))
-    return [y.transpose([0, spatial + 1, *range(1, spatial + 1)])]
+    return [_channels_first(y)]
 
 
 LOWERINGS: dict[str, Lowering] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,12 +127,12 @@ def instance_norm(
     return _scaled(b, b.layer("layer_norm", input, {}, eps=eps, axes=input.rank - 2), weight, bias)
 
 
-# Convolutions and pools: "batched" adds the axis that an input without a batch lacks.
+# Convolutions and pools.
 
 
-def _batched(b: Builder, x: Ref, n: int) -> tuple[Ref, bool]:
-    single = x.rank == n + 1
-    return (b.unsqueeze(x, 0) if single else x), single
+def _batched(b: Builder, x: Ref, n: int, run: Callable[[Ref], Ref]) -> Ref:
+    """``run`` on x with the axis of the batch, which an input with only channels and n axes lacks."""
+    return b.squeeze(run(b.unsqueeze(x, 0)), 0) if x.rank == n + 1 else run(x)
 
 
 def _conv(n: int) -> Any:
@@ -154,10 +154,9 @@ def _conv(n: int) -> Any:
             pads = [p // 2 for p in total] + [p - p // 2 for p in total]
         else:
             pads = spread(padding, n) * 2
-        x, single = _batched(b, input, n)
         weights = {"weight": array, "bias": weight_array(b, bias, "bias")}
-        y = b.layer("conv", x, weights, strides=spread(stride, n), pads=pads, dilations=dilations, groups=groups)
-        return b.squeeze(y, 0) if single else y
+        attrs: dict[str, Any] = {"strides": spread(stride, n), "pads": pads, "dilations": dilations, "groups": groups}
+        return _batched(b, input, n, lambda x: b.layer("conv", x, weights, **attrs))
 
     return translate
 
@@ -174,13 +173,12 @@ def _conv_transpose(n: int) -> Any:
         groups: int = 1,
         dilation: Sizes = 1,
     ) -> Ref:
-        x, single = _batched(b, input, n)
         weights = {"weight": weight_array(b, weight, "weight"), "bias": weight_array(b, bias, "bias")}
-        y = b.layer(
-            "conv_transpose", x, weights, strides=spread(stride, n), pads=spread(padding, n) * 2,
-            output_padding=spread(output_padding, n), groups=groups, dilations=spread(dilation, n),
-        )  # fmt: skip
-        return b.squeeze(y, 0) if single else y
+        attrs: dict[str, Any] = {
+            "strides": spread(stride, n), "pads": spread(padding, n) * 2, "output_padding": spread(output_padding, n),
+            "groups": groups, "dilations": spread(dilation, n),
+        }  # fmt: skip
+        return _batched(b, input, n, lambda x: b.layer("conv_transpose", x, weights, **attrs))
 
     return translate
 
@@ -190,10 +188,9 @@ def _pool(b: Builder, input: Ref, n: int, kernel: Sizes, stride: Any, padding: S
     if all(b.is_size(size, input, axis - n) for axis, size in enumerate(sizes)):  # over all there is
         refuse(stride not in (None, [], ()) or padding != 0, "pooling over a whole axis in strides")
         return b.reduce(attrs["function"], input, list(range(-n, 0)), True)
-    x, single = _batched(b, input, n)
     strides = spread(stride, n) if stride not in (None, [], ()) else sizes
-    y = b.emit("pool", b.cast(x, "f"), kernel=sizes, strides=strides, pads=spread(padding, n) * 2, **attrs)
-    return b.squeeze(y, 0) if single else y
+    attrs |= {"kernel": sizes, "strides": strides, "pads": spread(padding, n) * 2}
+    return _batched(b, input, n, lambda x: b.emit("pool", b.cast(x, "f"), **attrs))
 
 
 def _max_pool(n: int) -> Any:
