@@ -11,7 +11,6 @@ cdef extern from "fastrnn.h" nogil:
     size_t frnn_isa_count()
     const char *frnn_isa_name(size_t k)
     const char *frnn_isa()
-    c_bool frnn_isa_tuned()
     frnn_status frnn_set_isa(const char *name)
 
     size_t frnn_team_backend_count()

@@ -77,11 +77,6 @@ def isa():
     return c_api.frnn_isa().decode()
 
 
-def isa_tuned():
-    """Whether the instruction set in use has tuned kernels."""
-    return bool(c_api.frnn_isa_tuned())
-
-
 def set_isa(name):
     """Choose the instruction set of layers built from now on; False: not supported here."""
     return c_api.frnn_set_isa(name.encode()) == c_api.FRNN_OK

@@ -6,6 +6,8 @@ Each class says what its network computes and which weights and options it takes
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,18 +40,54 @@ def _named(values: dict[str, Any], suffixes: list[str]) -> dict[str, Any]:
     return named
 
 
-def _recurrent_node(op: str, name: str, weights: dict[str, Any], options: dict[str, Any]) -> Node:
-    bidirectional, reverse = options.pop("bidirectional", False), options.pop("reverse", False)
-    if bidirectional and reverse:
-        raise ShapeError("bidirectional and reverse exclude each other")
-    directions = 2 if bidirectional else 1
-    attrs = dict(options)
-    attrs["direction"] = "bidirectional" if bidirectional else "reverse" if reverse else "forward"
-    attrs["num_layers"] = max(1, len(_parts("weight_ih", weights["weight_ih"])) // directions)
-    unknown = sorted(set(attrs) - set(OPS[op].attrs))
+_OF_A_SEQUENCE = (
+    "num_layers", "direction", "bidirectional", "reverse", "merge", "batch_first", "return_sequences", "reverse_output",
+    "zero_output_for_mask",
+)  # fmt: skip
+"""Options that say nothing of a single step: a cell has none of them."""
+
+
+def _recurrent_node(op: str, name: str, weights: dict[str, Any], options: dict[str, Any], cell: bool) -> Node:
+    known = [*OPS[op].attrs, "bidirectional", "reverse"]
+    known = [key for key in known if key != "unbatched" and not (cell and key in _OF_A_SEQUENCE)]
+    unknown = sorted(set(options) - set(known))
     if unknown:
-        raise TypeError(f"unknown option(s) of {op}: {', '.join(unknown)}; known: {', '.join(OPS[op].attrs)}")
-    return make_node(op, name, _named(weights, weight_suffixes(attrs["num_layers"], attrs["direction"])), attrs)
+        what = f"a single {op} cell" if cell else op
+        raise TypeError(f"unknown option(s) of {what}: {', '.join(unknown)}; known: {', '.join(known)}")
+    direction = _direction(options)
+    directions = 2 if direction == "bidirectional" else 1
+    count = max(1, len(_parts("weight_ih", weights["weight_ih"])) // directions)
+    attrs = {key: value for key, value in options.items() if key in OPS[op].attrs}
+    attrs |= {"direction": direction, "num_layers": attrs.get("num_layers", count), "unbatched": cell}
+    problems = list(_idle_options(attrs, weights))
+    if attrs["num_layers"] != count:
+        problems.append(f"num_layers is {attrs['num_layers']!r}, the weights are those of {count}")
+    if problems:
+        raise ShapeError(f"{op} {name!r}: " + "; ".join(problems))
+    node = make_node(op, name, _named(weights, weight_suffixes(count, direction)), attrs)
+    return replace(node, inputs=tuple(t for t in node.inputs if t not in ("mask", "lengths"))) if cell else node
+
+
+def _direction(options: dict[str, Any]) -> str:
+    """``direction=``, or what ``bidirectional=`` and ``reverse=`` say; who gives more than one must not contradict."""
+    asked = [key for key in ("bidirectional", "reverse") if options.get(key)]
+    if len(asked) == 2:
+        raise ShapeError("bidirectional and reverse exclude each other")
+    direction = options.get("direction", asked[0] if asked else "forward")
+    for key in ("bidirectional", "reverse"):
+        if key in options and bool(options[key]) != (direction == key):
+            raise ShapeError(f"direction={direction!r} and {key}={options[key]!r} contradict each other; give one")
+    return direction
+
+
+def _idle_options(attrs: dict[str, Any], weights: dict[str, Any]) -> Iterable[str]:
+    """Options that would have no effect beside the others."""
+    if attrs.get("merge") in ("sum", "mul", "ave") and attrs["direction"] != "bidirectional":
+        yield "merge joins two directions; a layer of one has nothing to join"
+    if attrs.get("reverse_output") and attrs["direction"] == "forward":
+        yield "reverse_output is for direction='reverse'; a forward layer computes in the order of time"
+    if attrs.get("proj_clip") is not None and weights.get("weight_hr") is None:
+        yield "proj_clip bounds the projected h; without weight_hr there is none"
 
 
 class LSTM(Recurrent):
@@ -74,12 +112,21 @@ class LSTM(Recurrent):
         Projection (Sak et al. 2014).
     peephole : (3 * hidden_size,) float32, optional
         Weights from c to i, f and o (Gers and Schmidhuber 2000).
-    bidirectional, reverse : bool
-        Both directions, or only the one from the last step to the first.
+    direction : "forward", "reverse" or "bidirectional"
+        From the first step to the last, the other way, or both; ``bidirectional=True`` and ``reverse=True`` say the
+        same.
     merge : "concat", "sum", "mul" or "ave"
         How the last layer joins two directions.
     batch_first : bool
         x and y are (batch, seq_len, features); False: (seq_len, batch, features).
+    return_sequences : bool
+        False: y is the last output of each direction alone, (batch, features), as :meth:`last` makes it.
+    reverse_output : bool
+        The outputs of ``direction="reverse"`` stay in the order in which they are computed (Keras' go_backwards).
+    zero_output_for_mask : bool
+        Masked steps give zeros rather than the output before them.
+    num_layers : int, optional
+        What the weights say; another number is an error.
     gate_activation, cell_activation, hidden_activation : str or (str, alpha, beta)
         Of i f o, of g, and of c in h.
     coupled_input_forget : bool
@@ -121,7 +168,7 @@ class LSTM(Recurrent):
     ):
         weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
         weights |= {"weight_hr": weight_hr, "peephole": peephole}
-        super().__init__(_recurrent_node("lstm", name, weights, options), backend)
+        super().__init__(_recurrent_node("lstm", name, weights, options, self.single_step), backend)
 
     def _activations(self) -> tuple[Any, Any, Any]:
         return self.node.attr("gate_activation"), self.node.attr("cell_activation"), self.node.attr("hidden_activation")
@@ -145,7 +192,7 @@ class _Plain(Recurrent):
         **options: Any,
     ):
         weights = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
-        super().__init__(_recurrent_node(self.op, name or self.op, weights, options), backend)
+        super().__init__(_recurrent_node(self.op, name or self.op, weights, options, self.single_step), backend)
 
 
 class GRU(_Plain):

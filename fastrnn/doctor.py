@@ -52,7 +52,10 @@ def problems(facts: dict[str, Any]) -> list[str]:
     if facts["blas"]["problem"]:
         found.append(facts["blas"]["problem"])
     if facts["isa"] == "generic":
-        found.append("no tuned kernels for this CPU, or FASTRNN_ISA=generic: the backend is BLAS")
+        found.append(
+            "the portable kernels run, as this CPU has no tuned ones or FASTRNN_ISA=generic; "
+            'backend="blas" may be faster, and gives up that bits do not depend on the batch'
+        )
     elif facts["isa"] != facts["isas"][0]:
         found.append(f"{facts['isa']} was chosen, though this CPU has {facts['isas'][0]}: unset FASTRNN_ISA")
     if facts["threads"] > limits["affinity"]:

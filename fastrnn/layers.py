@@ -295,16 +295,27 @@ class LayerNorm(Stateless):
     ----------
     weight, bias : float32 arrays of one shape, optional
     eps : float
-    axes : int
-        Number of trailing axes, where there is no weight.
+    axes : int, optional
+        Number of trailing axes: those that weight or bias has, or 1.
     """
 
     op = "layer_norm"
 
     def __init__(
-        self, weight: Any = None, bias: Any = None, *, eps: float = 1e-5, axes: int = 1, name: str = "layer_norm"
+        self,
+        weight: Any = None,
+        bias: Any = None,
+        *,
+        eps: float = 1e-5,
+        axes: int | None = None,
+        name: str = "layer_norm",
     ):
-        super().__init__(make_node("layer_norm", name, {"weight": weight, "bias": bias}, {"eps": eps, "axes": axes}))
+        weights = {"weight": weight, "bias": bias}
+        shaped = next((np.ndim(array) for array in weights.values() if array is not None), None)
+        if None not in (axes, shaped) and axes != shaped:
+            raise ShapeError(f"layer_norm {name!r}: axes is {axes!r}, weight and bias have {shaped}; leave axes out")
+        attrs = {"eps": eps, "axes": 1 if axes is None else axes}
+        super().__init__(make_node("layer_norm", name, weights, attrs))
 
     def _problems(self) -> Sequence[str]:
         shapes = {value.shape for value in self.node.weights.values()}

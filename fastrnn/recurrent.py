@@ -55,6 +55,7 @@ class Recurrent(Layer):
 
     gates: ClassVar[int]
     has_c: ClassVar[bool] = False
+    single_step: ClassVar[bool] = False
 
     # ---- building ----
 
@@ -486,7 +487,9 @@ class Recurrent(Layer):
 class Cell(Recurrent):
     """A single step: x is (batch, input_size) or (input_size,), the states have no layer axis, as PyTorch's cells."""
 
-    def __call__(self, x: Any, state: State = None, **options: Any) -> Any:  # type: ignore[override]
+    single_step = True
+
+    def __call__(self, x: Any, state: State = None) -> Any:  # type: ignore[override]
         x = as_float32(x, "x")
         if x.ndim not in (1, 2):
             raise ShapeError(f"x must be (batch, {self.input_size}) or ({self.input_size},), got shape {x.shape}")
@@ -501,7 +504,7 @@ class Cell(Recurrent):
         x = x[:, None] if self.batch_first else x[None]
         if axis == 0:
             x = x.reshape(1, 1, -1)
-        _, state = super().__call__(x, state, **options)
+        _, state = super().__call__(x, state)
         parts = [part[0] if axis else part[0, 0] for part in self._state_parts(state)]
         return tuple(parts) if self.has_c else parts[0]
 

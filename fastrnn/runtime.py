@@ -150,7 +150,7 @@ def _blas_problem() -> str | None:
 
 
 def choose_backend(name: str | None) -> str:
-    """The backend of a new layer: the one asked for, or the better one on this machine.
+    """The backend of a new layer: the one asked for; by default ``"packed"``, whose bits depend on no batch.
 
     Raises
     ------
@@ -158,7 +158,7 @@ def choose_backend(name: str | None) -> str:
         ``"blas"`` is asked for and SciPy's BLAS cannot be loaded, or the name is unknown.
     """
     if name is None:
-        return "packed" if _core.isa_tuned() or _blas_problem() else "blas"
+        return BACKENDS[0]
     if name not in BACKENDS:
         raise UnsupportedError(f"unknown backend {name!r}; known: {', '.join(BACKENDS)}")
     if name == "blas" and (problem := _blas_problem()):
@@ -201,7 +201,7 @@ def info() -> dict[str, Any]:
         },
         "team": _core.team(),
         "teams": _core.teams(),
-        "backend": "packed" if _core.isa_tuned() else "blas",
+        "backend": choose_backend(None),
         "blas": blas,
         "openmp": "openmp" in _core.teams(),
         "machine": platform.machine(),

@@ -20,7 +20,6 @@ typedef enum frnn_status { FRNN_OK, FRNN_ERR_MEMORY, FRNN_ERR_UNKNOWN_ISA, FRNN_
 size_t frnn_isa_count(void);         /* built in and supported by this machine */
 const char *frnn_isa_name(size_t k); /* best first */
 const char *frnn_isa(void);          /* the one in use */
-bool frnn_isa_tuned(void);           /* false: the portable fallback */
 frnn_status frnn_set_isa(const char *name);
 
 /* ---- Threads: one team a process.  A caller that finds it taken runs alone. ---- */

@@ -61,8 +61,6 @@ const char *frnn_isa_name(size_t k) { return supported_table(k)->isa; }
 
 const char *frnn_isa(void) { return frnn_kernels_selected()->isa; }
 
-bool frnn_isa_tuned(void) { return frnn_kernels_selected()->tuned; }
-
 frnn_status frnn_set_isa(const char *name)
 {
     for (size_t t = 0; t < TABLES; t++)

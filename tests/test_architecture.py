@@ -238,3 +238,15 @@ def test_file_names_are_unique():
         pytest.skip("not a git checkout")
     names = Counter(Path(name).name for name in done.stdout.splitlines() if (ROOT / name).exists())
     assert [name for name, count in names.items() if count > 1 and name not in ("__init__.py", "README.md")] == []
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+def test_a_name_of_a_module_is_set_once(path):
+    """The second of two limits of one name would silently replace the first."""
+    targets = [
+        target.id
+        for statement in ast.parse(path.read_text()).body
+        for target in (statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)])
+        if isinstance(statement, (ast.Assign, ast.AnnAssign)) and isinstance(target, ast.Name)
+    ]
+    assert [name for name, count in Counter(targets).items() if count > 1] == []

@@ -53,8 +53,8 @@ def test_every_combination(kind, isa, backend):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_output_in_the_order_of_processing(kind, isa, backend):
-    for direction, layers, batch_first in itertools.product(("forward", "reverse"), (1, 2), (True, False)):
-        case = Case.of(kind, direction=direction, num_layers=layers, batch_first=batch_first, reverse_output=True)
+    for layers, batch_first in itertools.product((1, 2), (True, False)):
+        case = Case.of(kind, direction="reverse", num_layers=layers, batch_first=batch_first, reverse_output=True)
         check(case, backend)
         check(case, backend, "ragged", lengths=np.array([1, 3]))
         check(case, backend, "masked", mask=np.array([[False, True, False, True], [True, True, True, False]]))

@@ -385,3 +385,5 @@ def test_doctor_sees_duplicate_openmp_runtimes(folder):
     assert problems[0].startswith("2 OpenMP runtimes")
     good = facts | {"openmp": {"runtimes": []}, "threads": 2, "blas": {"problem": None}, "isa": "avx512"}
     assert doctor.problems(good) == []
+    (portable,) = doctor.problems(good | {"isa": "generic", "isas": ["generic"]})
+    assert 'backend="blas"' in portable

@@ -20,7 +20,7 @@ from .keras_file import LayerWeights, Version
 from .keras_graph import MASK, Arguments, Layer, Model, Ref, parse_model, with_refs
 from .keras_layers import CONVERTERS, RECURRENT, SEVERAL, UNSUPPORTED, input_value
 from .keras_operations import is_operation, operation
-from .limits import MAX_CALLS, MAX_NODES
+from .limits import MAX_CALL_NODES, MAX_CALLS
 
 
 def build_spec(
@@ -164,8 +164,8 @@ class _Graph:
             arrays.update({name: _shared(layer, array) for name, array in arrays.items()})
         self.nodes += part.nodes
         self.constants |= part.constants
-        if len(self.nodes) > MAX_NODES:
-            raise FormatError(f"more than {MAX_NODES} operators; the configuration is damaged")
+        if len(self.nodes) > MAX_CALL_NODES:
+            raise FormatError(f"more than {MAX_CALL_NODES} operators; the configuration is damaged")
         return part.values
 
     def _converted(self, layer: Layer, call: Call, problem: str) -> Converted:

@@ -39,7 +39,7 @@ MAX_CONFIG_SIZE = 8 * MIB
 MAX_OBJECTS = 100_000  # groups and datasets
 MAX_INFLATION = 100  # all tensors of a file together, inflated, against the size of the file
 MAX_CALLS = 4_096  # of layers, those of nested models included
-MAX_NODES = 65_536  # that these calls become
+MAX_CALL_NODES = 65_536  # that these calls become
 MAX_UNITS = 1 << 24  # of one layer; rows of an embedding
 
 # ONNX: nodes of a model, those in bodies and called functions included; what constants that are computed at load take

@@ -84,6 +84,8 @@ def from_object(
         The tensors of a mapping are not those of one recurrent layer.
     """
     if isinstance(obj, Mapping):
+        if example_inputs is not None:
+            raise UnsupportedError("example_inputs= are for the forward of a module; a state_dict has none")
         return spec_from_state_dict(obj, prefix=prefix, nonlinearity=nonlinearity, source="the state_dict")
     if not any((c.__module__, c.__name__) == ("torch.nn.modules.module", "Module") for c in type(obj).__mro__):
         raise UnsupportedError(

@@ -85,7 +85,6 @@ typedef struct frnn_step_args {
 struct frnn_kernels {
     const char *isa;
     size_t vlen;
-    int tuned; /* 0: the portable fallback, where BLAS is the better default */
 
     void (*product)(const frnn_product_args *args);
 

@@ -3,5 +3,4 @@
 #error "kernels_avx2.c needs -mavx2 -mfma; see ISA_FLAGS in setup.py"
 #endif
 #define FRNN_ISA avx2
-#define FRNN_TUNED 1
 #include "kernels_body.h"

@@ -3,5 +3,4 @@
 #error "kernels_avx512.c needs -mavx512f -mavx512vl -mavx512bw -mavx512dq; see ISA_FLAGS in setup.py"
 #endif
 #define FRNN_ISA avx512
-#define FRNN_TUNED 1
 #include "kernels_body.h"

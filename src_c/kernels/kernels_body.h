@@ -24,7 +24,6 @@
 const frnn_kernels JOIN(frnn_kernels_, FRNN_ISA) = {
     .isa = STRING(FRNN_ISA),
     .vlen = VLEN,
-    .tuned = FRNN_TUNED,
     .product = product,
     .lstm_step = lstm_step,
     .gru_step = gru_step,

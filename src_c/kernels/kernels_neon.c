@@ -3,5 +3,4 @@
 #error "kernels_neon.c is for aarch64; see ISA_FLAGS in setup.py"
 #endif
 #define FRNN_ISA neon
-#define FRNN_TUNED 1
 #include "kernels_body.h"
