@@ -8,8 +8,9 @@ answers in a second from a full queue, with its best batch.  It is the usual dyn
 a window is over or the batch is full, runs them padded in one call of the same engine (``lengths=``, so padding is not
 computed), and answers all of them.  Windows and batches are tried under the load, and the one with the best 99th
 percentile is compared.  The engine has one thread, the sender another.  Latencies count from the moment a request was
-due.  In every round the capacity is measured anew and the contenders take turns; numbers are medians of the rounds,
-ratios medians of the ratios of single rounds.
+due.  In every round the capacity is measured anew and the contenders take turns.  Percentiles are over the requests of
+all rounds, and "better by" is the ratio of the two numbers above it; below stand the smallest and the largest ratio of
+a single round, which say how far a number can be trusted.
 """
 
 from __future__ import annotations
@@ -123,16 +124,26 @@ def latencies(batcher: Any, requests: Sequence[np.ndarray], gaps: np.ndarray) ->
 
 def measured(
     make: Callable[[], Any], sequences: Sequence[np.ndarray], rate: float, seconds: float, seed: int
-) -> tuple[float, float, float]:
-    """Median and 99th percentile of the latencies in ms, and requests answered a second."""
+) -> tuple[np.ndarray, float]:
+    """Latencies in seconds, and requests answered a second."""
     rng, count = np.random.default_rng(seed), int(rate * seconds)
     requests = [sequences[k] for k in rng.integers(0, len(sequences), count)]
     batcher = make()
     try:
-        found, throughput = latencies(batcher, requests, rng.exponential(1 / rate, count))
+        return latencies(batcher, requests, rng.exponential(1 / rate, count))
     finally:
         batcher.close()
-    return float(np.percentile(found, 50)) * 1e3, float(np.percentile(found, 99)) * 1e3, throughput
+
+
+def figures(rounds: Sequence[tuple[np.ndarray, float]]) -> np.ndarray:
+    """Median and 99th percentile of the latencies of some rounds, in ms, and requests answered a second."""
+    found = np.concatenate([seconds for seconds, _ in rounds])
+    return np.array([*np.percentile(found, (50, 99)) * 1e3, statistics.mean(rate for _, rate in rounds)])
+
+
+def better(theirs: np.ndarray, ours: np.ndarray) -> np.ndarray:
+    """By how much each of ``figures`` is better: above 1, ours."""
+    return np.array([theirs[0] / ours[0], theirs[1] / ours[1], ours[2] / theirs[2]])
 
 
 def compare(network: Any, sequences: list[np.ndarray], args: Any) -> None:
@@ -148,19 +159,22 @@ def compare(network: Any, sequences: list[np.ndarray], args: Any) -> None:
     for seed in range(TRIES):
         sent = rate()
         for choice, p99 in tried.items():
-            p99.append(measured(whole(*choice), sequences, sent, args.seconds / 3, seed)[1])
+            p99.append(figures([measured(whole(*choice), sequences, sent, args.seconds / 3, seed)])[1])
     window, batch = min(tried, key=lambda choice: statistics.median(tried[choice]))
-    rounds = []
+    theirs, ours = [], []
     for seed in range(TRIES, TRIES + args.rounds):
         sent = rate()
-        theirs = measured(whole(window, batch), sequences, sent, args.seconds, seed)
-        ours = measured(lambda: fastrnn.Batcher(network, max_queue=1 << 20), sequences, sent, args.seconds, seed)
-        better = (theirs[0] / ours[0], theirs[1] / ours[1], ours[2] / theirs[2])
-        rounds.append((theirs, ours, better))
-    names = (f"requests: {window * 1e3:g} ms, {batch}", "fastrnn.Batcher", "better by")
-    for name, figures in zip(names, zip(*rounds)):
-        p50, p99, answered = map(statistics.median, zip(*figures))
-        print(line([name, f"{p50:.2f}", f"{p99:.2f}", f"{answered:.2f}" if name == names[2] else f"{answered:.0f}"]))
+        theirs.append(measured(whole(window, batch), sequences, sent, args.seconds, seed))
+        ours.append(measured(lambda: fastrnn.Batcher(network, max_queue=1 << 20), sequences, sent, args.seconds, seed))
+    all_theirs, all_ours = figures(theirs), figures(ours)
+    single = np.array([better(figures([a]), figures([b])) for a, b in zip(theirs, ours)])
+    for name, (p50, p99, answered) in (
+        (f"requests: {window * 1e3:g} ms, {batch}", all_theirs),
+        ("fastrnn.Batcher", all_ours),
+    ):
+        print(line([name, f"{p50:.2f}", f"{p99:.2f}", f"{answered:.0f}"]))
+    print(line(["better by", *(f"{ratio:.2f}" for ratio in better(all_theirs, all_ours))]))
+    print(line(["in a round", *(f"{low:.2f} to {high:.2f}" for low, high in zip(single.min(0), single.max(0)))]))
     sys.stdout.flush()
 
 
