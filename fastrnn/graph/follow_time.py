@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from .. import operators
 from ..errors import FastrnnError
 from ..spec import GATES, ModelSpec, Node, Tensor
-from .dataflow import defined, fresh
 from .facts import Facts
 from .histories import CARRIES, settle
 from .time_axis import RULES, Kind, Of, Time, UnfollowedError, trace
+from .writer import Writer
 
 BATCH, OTHER, STEPS = 10_007, 10_037, 1 << 20
 """Sizes that free axes have while time is followed: the first one that is not time is the batch.  Some triple, to see
@@ -88,47 +87,46 @@ class Known(Facts):
         return self.dtypes.get(name, "").startswith("int")
 
 
-class Follower:
+def sized_facts(spec: ModelSpec, axes: Mapping[str, int], steps: int, times: int) -> Known:
+    """What is known before the first node, with ``steps`` along the free ones of these axes of the inputs, and with
+    ``times`` the usual size along the other free ones."""
+    facts = Known()
+    facts.enter(spec)
+    for tensor in spec.inputs:
+        sizes = list(sizes_of(spec, tensor))
+        axis = axes.get(tensor.name)
+        rest = iter([BATCH * times, *[OTHER * times] * len(sizes)])
+        for k, n in enumerate(sizes):
+            if n is None:
+                sizes[k] = steps if k == axis else next(rest)
+        facts.learn(tensor.name, tuple(sizes), tensor.dtype)
+    return facts
+
+
+class Follower(Writer):
     """Time in a graph from given axes of its inputs on, and the graph that carries what its steps need."""
 
     def __init__(self, spec: ModelSpec, axes: Mapping[str, int], own: Collection[str]) -> None:
+        super().__init__(spec)
         self.spec, self.axes, self.own = spec, dict(axes), set(own)
         self.times: dict[str, Of] = dict.fromkeys(own, Kind.STATE)
         self.problems: dict[str, None] = {}
         self.states: list[StreamState] = []
         self.reached: set[str] = set()
         self.lost: set[str] = set()
-        self.nodes: list[Node] = []
         self._last_nodes: list[Node] = []
-        self.constants = dict(spec.constants)
         self.new_inputs: list[Tensor] = []
         self.new_outputs: list[Tensor] = []
         self._outputs = {t.name for t in spec.outputs}
         self._layers = {node.name for node in spec.all_nodes() if node.op in GATES}
-        self._used = set(defined(spec)) | {node.name for node in spec.all_nodes()}
-        for node in spec.all_nodes():
-            self._used.update(node.outputs, *(defined(body) for body in node.graphs.values()))
-        self._facts = self._known(STEPS, 1)
-        self._longer, self._wider = self._known(3 * STEPS, 1), self._known(STEPS, 3)
+        self._facts = sized_facts(spec, axes, STEPS, 1)
+        self._longer, self._wider = sized_facts(spec, axes, 3 * STEPS, 1), sized_facts(spec, axes, STEPS, 3)
         self._any_batch = any(BATCH in self.shape(t.name) for t in spec.inputs)
         for name, axis in axes.items():
             self.times[name] = Time(axis, self.shape(name)[axis])
         for node in spec.nodes:
             self._follow(node)
         self._finish()
-
-    def _known(self, steps: int, times: int) -> Known:
-        facts = Known()
-        facts.enter(self.spec)
-        for tensor in self.spec.inputs:
-            sizes = list(sizes_of(self.spec, tensor))
-            axis = self.axes.get(tensor.name)
-            rest = iter([BATCH * times, *[OTHER * times] * len(sizes)])
-            for k, n in enumerate(sizes):
-                if n is None:
-                    sizes[k] = steps if k == axis else next(rest)
-            facts.learn(tensor.name, tuple(sizes), tensor.dtype)
-        return facts
 
     # What the rules ask for.
 
@@ -169,26 +167,6 @@ class Follower:
     def problem(self, node: str, reason: str) -> None:
         op = next(n.op for n in self.spec.nodes if n.name == node)
         self.problems[f"{op} {node!r} {reason}"] = None
-
-    def put(self, node: Node) -> None:
-        self.nodes.append(node)
-
-    def fresh(self, name: str) -> str:
-        name = fresh(name, self._used)
-        self._used.add(name)
-        return name
-
-    def add(self, op: str, name: str, inputs: Sequence[str], output: str = "", **attrs: Any) -> str:
-        name = self.fresh(name)
-        output = output or name
-        self.put(Node(op, name, tuple(inputs), (output,), attrs))
-        return output
-
-    def number(self, value: Any) -> str:
-        array = np.asarray(value, np.int64)
-        name = self.fresh(f"numbers/{'_'.join(map(str, array.ravel().tolist()))}")
-        self.constants[name] = array
-        return name
 
     def state(
         self, name: str, like: str, shape: Sequence[int], batch_axis: int, varies: int | None = None, first: int = 0
