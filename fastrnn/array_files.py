@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from .errors import FormatError, ShapeError
+from .file_writer import write_file
 
 SUFFIXES = (".npy", ".npz", ".csv")
 
@@ -63,17 +61,6 @@ def write(path: Path, array: np.ndarray) -> None:
     if path.suffix == ".csv":
         if array.ndim > 2:
             raise ShapeError(f"{path}: a table has two dimensions, the output has the shape {array.shape}; write .npy")
-        write_whole(path, lambda file: np.savetxt(file, np.atleast_1d(array), fmt="%.9g", delimiter=","))
+        write_file(path, lambda file: np.savetxt(file, np.atleast_1d(array), fmt="%.9g", delimiter=","))
     else:
-        write_whole(path, lambda file: np.save(file, array))
-
-
-def write_whole(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
-    """Let ``fill`` write a temporary file beside ``path``, then rename it: readers see the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            fill(file)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        write_file(path, lambda file: np.save(file, array))

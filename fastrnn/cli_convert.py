@@ -11,9 +11,9 @@ import numpy as np
 
 from .cli_run import read_arrays
 from .errors import FormatError
+from .file_writer import check_target, write_file
 from .inspect import describe, total
 from .loaders import load_spec
-from .loaders.files import write_file
 from .loaders.native import spec_from_bytes, spec_to_bytes
 from .model import Model
 from .verify import random_inputs
@@ -31,6 +31,7 @@ def convert(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]
         raise FormatError(f"--output {target}: expected a name that ends in .frnn")
     if target.exists() and not args.force:
         raise FileExistsError(f"there already: {target}")
+    check_target(target)  # before the work, not after it
     spec = load_spec(args.file, **options)
     source = Model(spec)  # a file that fastrnn cannot run is of no use
     runs = []
@@ -49,7 +50,7 @@ def convert(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]
             raise FormatError(
                 f"the converted model gives other outputs {differ}; nothing was written, please report it"
             )
-    write_file(target, [data])
+    write_file(target, lambda file: file.write(data))
     found = total(describe(spec))
     return {
         "source": args.file,

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .array_files import SUFFIXES, read, write, write_whole
+from .array_files import SUFFIXES, read, write
 from .errors import FormatError, ShapeError, UnsupportedError
+from .file_writer import check_target, write_file
 from .inspect import batch_axes, input_shape, optional_inputs
 from .loaders import find_format
 from .model import Model, load
@@ -32,6 +33,8 @@ def run(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
     existing = [str(path) for path in files if path.exists()]
     if existing and not args.force:
         raise FileExistsError(f"there already: {', '.join(existing)}")
+    for path in files:
+        check_target(path)  # before the work, not after it
 
     feeds, added = _with_batch(model.spec, _read_inputs(args.inputs, model.spec))
     lengths = None if args.lengths is None else _read_lengths(args.lengths)
@@ -44,8 +47,8 @@ def run(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
     outputs = {name: _joined(model.spec, name, arrays, added) for name, arrays in parts.items()}
     seconds = time.perf_counter() - started
 
-    if target.suffix == ".npz":
-        write_whole(target, lambda file: np.savez(file, **outputs))  # type: ignore[arg-type]
+    if files == [target] and target.suffix == ".npz":
+        write_file(target, lambda file: np.savez(file, **outputs))  # type: ignore[arg-type]
     else:
         for path, name in zip(files, names, strict=True):
             write(path, outputs[name])

@@ -593,16 +593,27 @@ def from_onnx(
 def save(model: Model | Layer, path: str | os.PathLike[str], *, recorded: Mapping[str, Any] | None = None) -> None:
     """Write a model as ``.frnn``: safetensors with the graph in its metadata.
 
-    An existing file is replaced whole or not at all.
+    An existing file is replaced whole or not at all, also in a crash, and gives its mode and owner to the new one.
+    Symbolic links are followed; other hard links keep the old contents.
 
     Parameters
     ----------
+    path : str or path
+        A regular file, or none yet; ``.frnn`` is the usual end of its name, one of another format is refused.
     recorded : dict of arrays, optional
         Inputs by name, and outputs: those that the framework of the model gave, or else what the model gives.  The
         file holds them, for ``load(path, verify=True)``.
-    """
-    from .loaders import native
 
+    Raises
+    ------
+    FormatError
+        There is something at ``path`` that is no regular file, or its name is that of another format.
+    OSError
+        The folder or the file may not be written, or the disk is full; the old file is as it was.
+    """
+    from .loaders import check_destination, native
+
+    check_destination(path)  # before the work, not after it
     native.save_spec(_with_recorded(as_model(model), recorded), path)
 
 

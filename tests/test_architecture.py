@@ -16,6 +16,7 @@ PACKAGE = ROOT / "fastrnn"
 
 LADDER = (
     {"errors"},
+    {"file_writer"},
     {"spec", "arrays", "array_files", "_core", "_blas"},
     {"onnx_operator"},
     {"operators"},

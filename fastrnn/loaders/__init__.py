@@ -16,11 +16,21 @@ from typing import Any
 import numpy as np
 
 from ..errors import FastrnnError, FormatError, UnsupportedError
+from ..file_writer import check_target
 from ..spec import GATES, ModelSpec, Node, Tensor
 from .files import map_file, name_list, short
 from .state_dict import PLAIN_WEIGHTS, other_layers
 
-__all__ = ["FORMATS", "Format", "find_format", "load_layer_specs", "load_spec", "load_tensors", "load_weights"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "check_destination",
+    "find_format",
+    "load_layer_specs",
+    "load_spec",
+    "load_tensors",
+    "load_weights",
+]
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,7 @@ FORMATS = (
 )
 
 _NOT_YET = {".ort": "ONNX Runtime's format"}
+_NOT_OURS = (".pt2", ".ckpt", ".pb", ".tflite", ".json", ".npy", ".npz", ".csv", ".pkl", ".pickle", ".joblib", ".zip")
 
 
 def find_format(path: str | os.PathLike[str]) -> Format:
@@ -123,6 +134,26 @@ def find_format(path: str | os.PathLike[str]) -> Format:
     raise FormatError(
         f"{os.fspath(path)!r} starts with {short(bytes(file[:8]))}, which no known format does; expected one of {known}"
     )
+
+
+def check_destination(path: str | os.PathLike[str]) -> None:
+    """Check that a ``.frnn`` file can be written to ``path``, and would not pass for a file of another format.
+
+    Raises
+    ------
+    FormatError
+        The name ends as those of another format do, or there is something that is no regular file.
+    OSError
+        The folder is not there, or the file may not be written.
+    """
+    check_target(path)
+    given = Path(os.fsdecode(path))
+    others = {suffix for row in FORMATS for suffix in row.suffixes} - {".frnn"}
+    if given.suffix.lower() in {*others, *_NOT_YET, *_NOT_OURS}:
+        raise FormatError(
+            f"{str(given)!r} ends in {given.suffix!r}, which other programs would take for another format; fastrnn"
+            f" writes its own: call it {given.stem + '.frnn'!r}"
+        )
 
 
 def load_spec(path: str | os.PathLike[str], **options: Any) -> ModelSpec:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -43,29 +42,6 @@ def map_file(path: str | os.PathLike[str]) -> memoryview:
         raise FormatError(f"{path!r} is empty; was the download or the save interrupted?")
     with open(path, "rb") as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-def write_file(path: str | os.PathLike[str], chunks: Iterable[bytes | memoryview]) -> None:
-    """Write a file so that it appears complete or not at all, also after a crash: a new file, flushed, then renamed."""
-    target = Path(path).resolve()
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
-    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    try:
-        with open(handle, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink()
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # the new name, too, must survive a crash
-        folder_handle = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder_handle)
-        finally:
-            os.close(folder_handle)
 
 
 class TensorFile(Mapping[str, np.ndarray]):

@@ -29,7 +29,7 @@ import numpy as np
 from ..errors import FormatError, UnsupportedError
 from ..spec import DTYPES, OPS, Graph, ModelSpec, Node, Tensor
 from . import safetensors
-from .files import map_file, name_list, short, write_file
+from .files import map_file, name_list, short
 from .limits import MAX_NAME_LENGTH, MAX_NESTING
 
 FORMAT, VERSION = "fastrnn", 2
@@ -41,11 +41,12 @@ def save_spec(spec: ModelSpec, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     FormatError
-        The spec is not valid.
+        The spec is not valid, or there is something at ``path`` that is no regular file.
     UnsupportedError
         The description is too long for the header.
     """
-    write_file(path, safetensors.chunks(*_describe(spec)))
+    tensors, metadata = _describe(spec)
+    safetensors.save_tensors(tensors, path, metadata)
 
 
 def spec_to_bytes(spec: ModelSpec) -> bytes:

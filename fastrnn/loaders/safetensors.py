@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, UnsupportedError
+from ..file_writer import write_file
 from ..spec import ModelSpec
-from .files import TensorFile, map_file, name_list, short, view_array, write_file
+from .files import TensorFile, map_file, name_list, short, view_array
 from .limits import MAX_HEADER_SIZE, MAX_NAME_LENGTH, MAX_TENSORS, check_shape
 from .state_dict import layer_kinds, spec_from_state_dict
 
@@ -69,7 +70,7 @@ def save_tensors(
     tensors: Mapping[str, np.ndarray], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write arrays as a ``.safetensors`` file; the file appears complete or not at all."""
-    write_file(path, chunks(tensors, metadata))
+    write_file(path, lambda file: file.writelines(chunks(tensors, metadata)))
 
 
 def read_header(file: memoryview) -> tuple[dict[str, Entry], dict[str, str], int]:
