@@ -1,13 +1,14 @@
 # make run    build, then classify handwritten digits with two trained networks
-# make test   build, install what the tests need, run all tests
+# make test   build, install what the tests need, run all tests, as many at a time as there are processors, up to four
 # make bench  a table of times beside PyTorch, ONNX Runtime and OpenVINO
 # make asan   the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make fuzz   200,000 mutated files through every loader
 # make soak   pools and streams under a random schedule, for ten minutes
-# make lint   ruff, mypy, clang-format, cython-lint, codespell
+# make lint   ruff, mypy, clang-format, cython-lint, codespell, vermin
 
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n > 4 ? 4 : n)))
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 SOURCES = setup.py pyproject.toml $(wildcard src_c/*.[ch] src_c/kernels/*.[ch] fastrnn/*.pyx fastrnn/*.pxd)
@@ -18,7 +19,7 @@ run: $(VENV)/installed
 	$(BIN)/python examples/digits/run.py
 
 test: $(VENV)/installed-test
-	LD_PRELOAD="$(PRELOAD)" $(BIN)/python -m pytest $(ARGS)
+	LD_PRELOAD="$(PRELOAD)" $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 10 $(ARGS)
 
 bench: $(VENV)/installed-bench
 	$(BIN)/python bench/compare.py
@@ -34,6 +35,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint fastrnn
+	$(BIN)/vermin --quiet --no-tips --violations --exclude long -t=3.10- $$(git ls-files '*.py')
 	$(BIN)/codespell $$(git ls-files '*.py' '*.pyx' '*.md' '*.c' '*.h')
 	$(BIN)/clang-format --dry-run --Werror $(wildcard src_c/*.[ch] src_c/kernels/*.[ch] tests/c/*.[ch] bench/*.[ch])
 

@@ -54,7 +54,8 @@ def installed(sdist, tmp_path_factory):
     """A folder with the package as pip installs it, built from the source archive: the one long build here."""
     folder = tmp_path_factory.mktemp("wheel")
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # older patch releases of Python have none
+        archive.extractall(folder)
     wheel = build(folder / sdist.name.removesuffix(".tar.gz"), "build_wheel", folder)
     assert sys.implementation.cache_tag.replace("cpython-", "cp") in wheel.name
     command = [
