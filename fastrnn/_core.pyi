@@ -97,12 +97,15 @@ STEP_KINDS: dict[str, int]
 class Program:
     count: int
     constants: np.ndarray
+    shared: list[np.ndarray]
+    nbytes: int
     def __init__(
         self,
         steps: list[dict[str, Any]],
         constants: np.ndarray,
         inputs: int,
         outputs: int,
+        shared: list[np.ndarray],
         flops: float,
         kernels: RowKernels,
     ) -> None: ...

@@ -626,7 +626,7 @@ cdef class Program:
 
     ``steps`` are dicts of the fields of frnn_program_step; operands are (slot, offset), loops are lists of (size, y stride,
     a stride, b stride), and ``layer`` is a RecurrentHandle or DenseHandle.  Slots are, in order: the block of
-    intermediate results, the constants, the inputs, the outputs.
+    intermediate results, the constants, the inputs, the outputs, the ``shared`` arrays, which are constants too.
     """
 
     cdef c_api.frnn_program_step *steps
@@ -636,12 +636,14 @@ cdef class Program:
     cdef const c_api.frnn_kernels *kernels
     cdef list layers
     cdef readonly cnp.ndarray constants
+    cdef readonly list shared
 
-    def __cinit__(self, list steps, cnp.ndarray constants, size_t inputs, size_t outputs, double flops, RowKernels kernels):
+    def __cinit__(self, list steps, cnp.ndarray constants, size_t inputs, size_t outputs, list shared, double flops,
+                  RowKernels kernels):
         cdef Py_ssize_t k
         self.kernels = kernels.kernels
-        self.count, self.slots, self.flops = len(steps), 2 + inputs + outputs, flops
-        self.constants = constants
+        self.count, self.slots, self.flops = len(steps), 2 + inputs + outputs + len(shared), flops
+        self.constants, self.shared = constants, shared
         self.layers = [step["layer"] for step in steps if "layer" in step]
         self.steps = <c_api.frnn_program_step *> calloc(max(self.count, 1), sizeof(c_api.frnn_program_step))
         if self.steps == NULL:
@@ -682,6 +684,11 @@ cdef class Program:
             step.call.y_batch_stride, step.call.y_time_stride = given["y_strides"]
         return 0
 
+    @property
+    def nbytes(self):
+        """Bytes of the steps and of the constants among them."""
+        return (sizeof(c_api.frnn_program_step) + sizeof(void *)) * self.count + cnp.PyArray_NBYTES(self.constants)
+
     def scratch(self, size_t threads, Py_ssize_t first, Py_ssize_t last):
         """Bytes that a run of these steps lends to them."""
         return c_api.frnn_program_scratch(self.kernels, self.steps + first, last - first, threads)
@@ -700,6 +707,9 @@ cdef class Program:
             table[k] = floats(array)
             k += 1
         for array in outputs:
+            table[k] = floats(array)
+            k += 1
+        for array in self.shared:
             table[k] = floats(array)
             k += 1
         if self.flops < KEEP_GIL_FLOPS:

@@ -27,6 +27,17 @@ def as_array(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
+def c_array(array: Any, dtype: Any) -> np.ndarray:
+    """``array`` as C takes it: of this dtype in the machine's byte order, C-contiguous and aligned, of no subclass.
+
+    Without a copy where it is so already.  Every array that is handed to C comes from here, or was made by NumPy.
+
+    >>> c_array(np.frombuffer(bytes(9), np.float32, 2, offset=1), np.float32).flags.aligned
+    True
+    """
+    return np.require(np.asarray(array), np.dtype(dtype).newbyteorder("="), ["C", "A"])
+
+
 def as_float32(value: Any, name: str) -> np.ndarray:
     """``value`` as an aligned C-contiguous float32 array, without a copy where it is one already.
 
@@ -37,14 +48,14 @@ def as_float32(value: Any, name: str) -> np.ndarray:
     array([1., 2.], dtype=float32)
     """
     if type(value) is np.ndarray and value.dtype is F32 and value.flags.c_contiguous and value.flags.aligned:
-        return value
+        return value  # the common case costs nothing
     try:
         array = as_array(value)
     except ValueError as error:  # rows of different lengths
         raise ShapeError(f"{name} is not an array: {error}") from None
     if not np.can_cast(array.dtype, F32, "same_kind"):
         raise ShapeError(f"{name} must hold real numbers (float32, or what casts to it), got dtype {array.dtype}")
-    return np.require(array, F32, ["C", "A"])
+    return c_array(array, F32)
 
 
 def check_out(array: Any, shape: tuple[int, ...], name: str) -> np.ndarray:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from . import run_limits
 from .errors import ShapeError, UnsupportedError
 from .spec import Node
 
@@ -46,7 +46,7 @@ def run(node: Node, inputs: Sequence[Array | None]) -> tuple[Array, ...]:
 def check(node: Node) -> Any:
     """What runs the operator; ``UnsupportedError`` where the onnx package that is installed has nothing for it."""
     try:
-        return _evaluator(node.attr("proto"), node.attr("version"))
+        return _evaluators.get(node.attr("proto"), node.attr("version"))
     except UnsupportedError:
         raise
     except Exception as error:
@@ -56,7 +56,6 @@ def check(node: Node) -> Any:
         ) from None
 
 
-@lru_cache(maxsize=1024)
 def _evaluator(proto: str, version: int) -> Any:
     try:
         import onnx
@@ -68,3 +67,33 @@ def _evaluator(proto: str, version: int) -> Any:
     graph = onnx.GraphProto(name="operator", node=[node], input=values[0], output=values[1])
     opset = onnx.OperatorSetIdProto(domain="", version=version)
     return ReferenceEvaluator(onnx.ModelProto(ir_version=onnx.IR_VERSION, opset_import=[opset], graph=graph))
+
+
+class _Evaluators:
+    """Evaluators that are ready, those used last, of at most ``MAX_OPERATOR_BYTES``."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, int], Any] = {}
+
+    def get(self, proto: str, version: int) -> Any:
+        """The evaluator of an operator, made where it is not there."""
+        key = proto, version
+        found = self._kept.pop(key, None)
+        made = _evaluator(proto, version) if found is None else found
+        self._kept[key] = made  # a dict keeps the order in which keys came: this is the last one now
+        if found is None:
+            self._make_room()
+        return made
+
+    def _make_room(self) -> None:
+        kept = list(self._kept)
+        sizes = [len(proto) + (16 << 10) for proto, _ in kept]  # an evaluator of a small operator takes about 16 KiB
+        held = sum(sizes)
+        for key, size in zip(kept[:-1], sizes):
+            if held <= run_limits.MAX_OPERATOR_BYTES:
+                break
+            held -= size
+            self._kept.pop(key, None)
+
+
+_evaluators = _Evaluators()

@@ -15,7 +15,7 @@ from scripts import ROOT, check
 PACKAGE = ROOT / "fastrnn"
 
 LADDER = (
-    {"errors"},
+    {"errors", "run_limits"},
     {"file_writer"},
     {"spec", "arrays", "array_files", "_core", "_blas"},
     {"onnx_operator"},

@@ -356,8 +356,8 @@ def test_chains_run_in_blocks():
     nodes, constants = network()
     x = floats(3, 4, 5000)
     model = check(nodes[:5], {"x": x}, ("both_",), constants, tolerance=1e-5)
-    (plan,) = model._executable._plans.values()
-    assert plan.kernels[1][0].name == "square"
+    kernels, _ = model._executable.describe([x])
+    assert kernels[1][0].name == "square"
     few = model.run({"x": x[:, :, :50]})["both_"]
     assert np.array_equal(few[:, :, :49], model.run({"x": x})["both_"][:, :, :49])
 
@@ -429,7 +429,7 @@ def test_plans_are_kept_for_the_shapes_used_last():
     model = model_of(nodes, {"x": floats(1, 4, 9)}, ("y",), constants)
     for length in range(3, 3 + 2 * MAX_PLANS):
         model.run({"x": floats(1, 4, length)})
-    assert len(model._executable._plans) == MAX_PLANS
+    assert len(model._executable.memory.plans) == MAX_PLANS
 
 
 def test_a_result_is_the_callers_own():

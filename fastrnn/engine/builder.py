@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from .. import _core
+from ..arrays import c_array
 from ..spec import Node, activation
 from .tensors import F32, Buffer, Value, loops, strides_of
 
 MAX_AXES = 8  # FRNN_MAX_AXES
 _ALIGN = 16  # floats: a cache line
+_COPIED = 1024  # elements up to which a constant is copied to the others of its plan; larger ones are shared by plans
 _CHAIN = 4096  # elements from which running element-wise steps block by block is worth it
 
 
@@ -57,12 +59,12 @@ class Segment:
 
 @dataclass
 class Builder:
-    """Collects steps for one instruction set; ``kernels`` says for each node what runs it."""
+    """Collects steps for one instruction set; ``shared`` are constants that stay where they are."""
 
     isa_kernels: _core.RowKernels = field(default_factory=_core.RowKernels)
     steps: list[NativeStep | HostStep] = field(default_factory=list)
     inputs: list[Buffer] = field(default_factory=list)
-    kernels: list[tuple[Node, str]] = field(default_factory=list)
+    shared: list[np.ndarray] = field(default_factory=list)
     flops: float = 0.0
     _constants: dict[int, tuple[np.ndarray, Value, np.ndarray]] = field(default_factory=dict)
     _constant_size: int = 0
@@ -89,9 +91,13 @@ class Builder:
         assert value.known is not None, "a tensor that only Python holds cannot be an operand"
         kept = self._constants.get(id(value.known))
         if kept is None:
-            array = np.asarray(value.known, np.float32, order="C")  # a scalar keeps no axes
-            buffer = Buffer(array.size, "constant", self._constant_size)
-            self._constant_size += _aligned(array.size)
+            array = c_array(value.known, F32)
+            if array.size < _COPIED:
+                buffer = Buffer(array.size, "constant", self._constant_size)
+                self._constant_size += _aligned(array.size)
+            else:
+                buffer = Buffer(array.size, ("shared", len(self.shared)))
+                self.shared.append(array)
             kept = array, Value(array.shape, F32, None, buffer, 0, strides_of(array.shape)), value.known
             self._constants[id(value.known)] = kept
         return kept[1]
@@ -223,6 +229,7 @@ class Builder:
         slots: dict[Any, int] = {"block": 0, "constant": 1}
         slots |= {("input", k): 2 + k for k in range(len(self.inputs))}
         slots |= {("output", k): 2 + len(self.inputs) + k for k in range(targets)}
+        slots |= {("shared", k): 2 + len(self.inputs) + targets + k for k in range(len(self.shared))}
         items: list[Segment | HostStep] = []
         native = []
         for k, step in enumerate(self.steps):
@@ -240,8 +247,9 @@ class Builder:
         constants = np.zeros(self._constant_size, np.float32)
         for array, value, _ in self._constants.values():
             assert value.buffer is not None
-            constants[value.buffer.offset : value.buffer.offset + array.size] = np.ravel(array)
-        program = _core.Program(native, constants, len(self.inputs), targets, self.flops, self.isa_kernels)
+            if value.buffer.slot == "constant":
+                constants[value.buffer.offset : value.buffer.offset + array.size] = np.ravel(array)
+        program = _core.Program(native, constants, len(self.inputs), targets, self.shared, self.flops, self.isa_kernels)
         return results, items, program, size
 
     def _place(self, live: Iterable[Buffer], chains: dict[int, int]) -> int:

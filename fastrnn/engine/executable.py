@@ -3,45 +3,31 @@
 With the shapes of the inputs known, all shapes are, so a plan (:mod:`fastrnn.engine.plan`) has no questions left.  What
 depends on the elements of a tensor (the condition of an If, a shape that is an input, a Loop) ends a plan: the
 rest of the graph is planned once these elements are there, again for each set of shapes and of such values.
+
+The executable of a model, those behind its stops and those of bodies keep their plans in one :class:`Memory`.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+from weakref import ref
 
 import numpy as np
 
 from .. import _core, operators
 from ..errors import FastrnnError, ShapeError, UnsupportedError
+from ..run_limits import MAX_CHOICES, MAX_PLANS, MAX_VALUES
 from ..spec import Graph, Node
 from .builder import Builder, HostStep, NeedsValue
 from .lower import lower
-from .plan import Blocks, Plan
+from .plan import Plan
+from .plan_memory import Key, Memory, Stop, plan_bytes
 from .tensors import F32, Value
 
-MAX_PLANS, MAX_PLAN_BYTES = 256, 64 << 20
-"""Plans that a graph keeps, the ones made last, and the bytes of constants in them."""
-MAX_VALUES = 1024
-"""Elements of a tensor that a plan may depend on."""
-MAX_CHOICES = 8
-"""Values of an input for each of which there may be a plan; with more, the input is one like the others."""
+__all__ = ["MAX_PLANS", "Executable"]
 
 _UNPLANNED = ("loop", "scan", "operator")  # run by Python, node by node
-
-Key = tuple[Any, ...]
-
-
-@dataclass
-class Stop:
-    """Where a plan ends before its graph does: the node that comes next, or None where its inputs have to be read
-    first; the tensors that the rest needs, and those whose elements it depends on."""
-
-    rest: Executable
-    node: Node | None
-    inputs: list[str]
 
 
 class Executable:
@@ -59,6 +45,8 @@ class Executable:
         What was packed for the nodes, by their names.
     isa_kernels : RowKernels, optional
         Of the instruction set on which all plans run, whenever they are made; default: the one in use now.
+    inner : bool
+        It stands behind a stop, or is a body.
     """
 
     def __init__(
@@ -72,21 +60,34 @@ class Executable:
         optional_by_value: bool = False,
         check: Callable[[Sequence[np.ndarray | None]], None] | None = None,
         isa_kernels: _core.RowKernels | None = None,
+        inner: bool = False,
     ):
         self.nodes, self.inputs, self.outputs = list(nodes), list(inputs), list(outputs)
         self.constants, self.layers = dict(constants), layers
+        self.plans: dict[Key, Plan] = {}
         by_value = set(by_value)
         self._by_value, self._any_by_value = [name in by_value for name in inputs], bool(by_value)
         self._check = check
         self._isa_kernels = isa_kernels or _core.RowKernels()
+        self._inherited: dict[str, Any] = {"isa_kernels": self._isa_kernels, "inner": True}
         self._choices: set[bytes] = set()
         self._optional_by_value = bool(by_value) and optional_by_value
-        self._plans: OrderedDict[Key, Plan] = OrderedDict()
-        self._blocks = Blocks()
-        self._bodies: dict[int, tuple[Executable, list[str]]] = {}
+        self.memory = None if inner else Memory()
 
-    def run(self, arrays: Sequence[np.ndarray | None], threads: int) -> list[np.ndarray]:
-        """Outputs for inputs: float32 arrays, or arrays of another dtype; None: an absent optional one."""
+    def run(
+        self,
+        arrays: Sequence[np.ndarray | None],
+        threads: int,
+        memory: Memory | None = None,
+        before: Plan | None = None,
+    ) -> list[np.ndarray]:
+        """Outputs for inputs: float32 arrays, or arrays of another dtype; None: an absent optional one.
+
+        An inner executable is given the ``memory`` of the one around it, and the plan whose stop led here.  It holds
+        neither, so that what is behind a plan goes when the plan does.
+        """
+        memory = memory or self.memory
+        assert memory is not None
         if self._any_by_value:
             key: Key = tuple(
                 None if a is None else (a.shape, a.tobytes()) if by_value else (a.shape, a.dtype.char)
@@ -94,15 +95,26 @@ class Executable:
             )
         else:
             key = tuple([None if a is None else (a.shape, a.dtype.char) for a in arrays])
-        plan = self._plans.get(key)
+        plan = self.plans.get(key)
         if plan is None:
             if self._check is not None:
                 self._check(arrays)
             if self._optional_by_value and self._too_many_choices(arrays):
                 return self.run(arrays, threads)
-            plan = self._keep(key, self.plan(arrays))
-        results = plan.run([a for a in arrays if a is not None], threads, self._blocks)
-        return results if plan.stop is None else self._go_on(plan.stop, results, threads)
+            plan = self.plan(arrays)
+            plan.before = None if before is None else ref(before)
+            plan.nbytes = plan_bytes(plan, key, self._own_arrays())
+            plan = memory.keep(self.plans, key, plan)
+        else:
+            plan.used = next(memory.clock)
+        results = plan.run([a for a in arrays if a is not None], threads, memory.blocks)
+        return results if plan.stop is None else self._go_on(plan, results, threads, memory)
+
+    def _own_arrays(self) -> Iterator[np.ndarray]:
+        """Those that plans share with the graph."""
+        yield from self.constants.values()
+        for node in self.nodes:
+            yield from node.weights.values()
 
     def _too_many_choices(self, arrays: Sequence[np.ndarray | None]) -> bool:
         """Give up plans that depend on values when there are too many of these."""
@@ -113,16 +125,8 @@ class Executable:
         self._by_value, self._any_by_value, self._optional_by_value = [False] * len(self.inputs), False, False
         return True
 
-    def _keep(self, key: Key, plan: Plan) -> Plan:
-        self._plans[key] = plan
-        while len(self._plans) > MAX_PLANS or (
-            len(self._plans) > 1 and sum(kept.nbytes for kept in list(self._plans.values())) > MAX_PLAN_BYTES
-        ):
-            self._plans.popitem(last=False)
-        return plan
-
-    def plan(self, arrays: Sequence[np.ndarray | None]) -> Plan:
-        """The plan for arrays like these."""
+    def plan(self, arrays: Sequence[np.ndarray | None], kernels: list[tuple[Node, str]] | None = None) -> Plan:
+        """The plan for arrays like these; ``kernels`` is told what runs each node."""
         builder = Builder(self._isa_kernels)
         values: dict[str, Value] = {
             name: Value(array.shape, array.dtype, array) for name, array in self.constants.items()
@@ -148,10 +152,13 @@ class Executable:
                 stop = self._stop([node, *pending[::-1]], node, values)
                 break
             try:
+                before = len(builder.steps)
                 if node.op == "if":
                     pending += self._branch(node, values)
                     continue
                 self._lower(builder, node, values)
+                if kernels is not None:
+                    kernels.append((node, _kernel(builder, before)))
             except NeedsValue as question:
                 stop = self._stop([node, *pending[::-1]], None, values, question.name)
                 break
@@ -159,7 +166,7 @@ class Executable:
             results = stop.inputs
         shown = [self._result(name, values) for name in results]
         results_, items, program, size = builder.finish(shown)
-        return Plan(inputs, program, items, results_, size, stop, builder.kernels)
+        return Plan(inputs, program, items, results_, size, stop)
 
     def _result(self, name: str, values: Mapping[str, Value]) -> Value:
         if name not in values:
@@ -168,7 +175,6 @@ class Executable:
 
     def _lower(self, builder: Builder, node: Node, values: dict[str, Value]) -> None:
         given: list[Any] = [values.get(name) for name in node.inputs]
-        before = len(builder.steps)
         try:
             made = lower(builder, node, self.layers.get(node.name), given)
         except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
@@ -177,7 +183,6 @@ class Executable:
             shapes = ", ".join("-" if value is None else f"{value.dtype} {value.shape}" for value in given)
             raise ShapeError(f"{node.op} {node.name!r} cannot run on {shapes}: {error}") from None
         values.update((name, value) for name, value in zip(node.outputs, made) if name)
-        builder.kernels.append((node, _kernel(builder, before)))
 
     def _branch(self, node: Node, values: dict[str, Value]) -> list[Node]:
         """The nodes of the branch that an If takes, last first; they name their outputs as the If does."""
@@ -205,53 +210,56 @@ class Executable:
         made = [] if node is None else [name for name in node.outputs if name]
         constants = {name: array for name, array in known.items() if name in _reads(rest, self.outputs)}
         following = Executable(
-            after, [*needed, *made], self.outputs, constants, self.layers, [question], isa_kernels=self._isa_kernels
+            after,
+            [*needed, *made],
+            self.outputs,
+            constants,
+            self.layers,
+            [question],
+            **self._inherited,
         )
         return Stop(following, node, needed)
 
-    def _go_on(self, stop: Stop, results: list[np.ndarray], threads: int) -> list[np.ndarray]:
+    def _go_on(self, plan: Plan, results: list[np.ndarray], threads: int, memory: Memory) -> list[np.ndarray]:
+        stop: Stop = plan.stop
         values: dict[str, np.ndarray] = dict(zip(stop.inputs, results))
         if stop.node is not None:
             seen = {**stop.rest.constants, **values}
-            made = self._run_node(stop.node, seen, threads)
+            made = self._run_node(stop.node, seen, threads, memory, plan)
             values.update((name, array) for name, array in zip(stop.node.outputs, made) if name)
-        return stop.rest.run([values.get(name) for name in stop.rest.inputs], threads)
+        return stop.rest.run([values.get(name) for name in stop.rest.inputs], threads, memory, plan)
 
-    def _run_node(self, node: Node, values: Mapping[str, np.ndarray], threads: int) -> list[np.ndarray]:
+    def _run_node(
+        self, node: Node, values: Mapping[str, np.ndarray], threads: int, memory: Memory, before: Plan
+    ) -> list[np.ndarray]:
         """Control flow, or an operator of another library."""
 
         def bodies(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-            executable, around = self._body(graph, values)
+            executable, around = self._body(graph, values, memory)
             given = {**{name: values[name] for name in around}, **feeds}
-            return executable.run([_plain(given.get(name)) for name in executable.inputs], threads)
+            return executable.run([_plain(given.get(name)) for name in executable.inputs], threads, memory, before)
 
         inputs = [values.get(name) if name else None for name in node.inputs]
         return [_required(array) for array in operators.evaluate(node, inputs, bodies)]
 
-    def _body(self, graph: Graph, values: Mapping[str, np.ndarray]) -> tuple[Executable, list[str]]:
-        found = self._bodies.get(id(graph))
+    def _body(self, graph: Graph, values: Mapping[str, np.ndarray], memory: Memory) -> tuple[Executable, list[str]]:
+        """What runs a body, and the tensors around it that it reads; the same wherever the body is met."""
+        key = id(graph), frozenset(values)
+        found = memory.bodies.get(key)
         if found is None:
             own = [t.name for t in graph.inputs]
-            around = [
-                name
-                for name in _reads(graph.nodes, [t.name for t in graph.outputs])
-                if name in values and name not in own
-            ]
+            outputs = [t.name for t in graph.outputs]
+            around = [name for name in _reads(graph.nodes, outputs) if name in values and name not in own]
             executable = Executable(
-                graph.nodes,
-                [*own, *around],
-                [t.name for t in graph.outputs],
-                graph.constants,
-                self.layers,
-                isa_kernels=self._isa_kernels,
+                graph.nodes, [*own, *around], outputs, graph.constants, self.layers, **self._inherited
             )
-            found = self._bodies[id(graph)] = executable, around
+            found = memory.bodies.setdefault(key, (executable, around))
         return found
 
     def describe(self, arrays: Sequence[np.ndarray | None]) -> tuple[list[tuple[Node, str]], Stop | None]:
         """What runs each node for inputs like these, up to where the plan stops."""
-        plan = self.plan(arrays)
-        return plan.kernels, plan.stop
+        kernels: list[tuple[Node, str]] = []
+        return kernels, self.plan(arrays, kernels).stop
 
 
 def _reads(nodes: Sequence[Node], outputs: Sequence[str]) -> list[str]:

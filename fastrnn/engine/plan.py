@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ref
 
 import numpy as np
 
-from .. import _core
-from ..spec import Node
+from .. import _core, run_limits
 from .builder import HostStep, Segment
 from .tensors import F32, Value
 
 
 class Blocks:
-    """Memory for intermediate results, kept from run to run; runs at the same time have a block each."""
+    """Memory for intermediate results, kept from run to run; runs at the same time have a block each.
+
+    As many wait for the next run as take ``MAX_IDLE_BYTES`` together; one always does.
+    """
 
     def __init__(self) -> None:
         self._free: list[np.ndarray] = []
@@ -32,7 +35,9 @@ class Blocks:
         return block
 
     def put_back(self, block: np.ndarray) -> None:
-        self._free.append(block)
+        free = self._free
+        if not free or sum(other.nbytes for other in list(free)) + block.nbytes <= run_limits.MAX_IDLE_BYTES:
+            free.append(block)
 
 
 @dataclass
@@ -57,18 +62,18 @@ class Plan:
     block_size: int
     stop: Any
     """Where the graph goes on, an ``executable.Stop``; None: the plan is all of it."""
-    kernels: list[tuple[Node, str]]
+    before: ref[Plan] | None = None
+    """The plan whose stop led here; None: the first of a run."""
     scratch: dict[tuple[int, int], int] = field(default_factory=dict)
+    nbytes: int = 0
+    """Bytes that the plan holds beside the packed weights."""
+    used: int = 0
+    """When it was used last, by the clock of its ``Memory``."""
 
     def __post_init__(self) -> None:
         self._floats_in = [k for k, value in enumerate(self.inputs) if value.buffer is not None]
         self._floats_out = [value.shape for value in self.results if value.is_float]
         self._only_floats = len(self._floats_out) == len(self.results)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the plan holds beside the packed weights."""
-        return self.program.constants.nbytes
 
     def run(self, arrays: Sequence[np.ndarray], threads: int, blocks: Blocks) -> list[np.ndarray]:
         """Results for input arrays."""
@@ -113,7 +118,8 @@ class Plan:
         if slot == "constant":
             return _view(self.program.constants, value.buffer.offset, value)
         kind, k = slot
-        return _view(run.inputs[k] if kind == "input" else run.outputs[k], 0, value)
+        arrays = {"input": run.inputs, "output": run.outputs, "shared": self.program.shared}[kind]
+        return _view(arrays[k], 0, value)
 
 
 def _view(array: np.ndarray, start: int, value: Value) -> np.ndarray:
