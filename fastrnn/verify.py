@@ -7,25 +7,22 @@ Live frameworks and recordings run on their own from the inputs, so there errors
 
 from __future__ import annotations
 
-import os
-import sys
-import zipfile
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from operator import attrgetter
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from .arrays import as_array
-from .errors import FormatError, ShapeError, UnsupportedError
+from .errors import ShapeError, UnsupportedError
 from .inspect import consumer, input_sizes, optional_inputs, table
 from .model import as_model
-from .spec import ModelSpec, Tensor
+from .spec import OPS, ModelSpec, Tensor
 from .tolerance import errors, reference_run
+from .verify_against import other_side
 
 Arrays = dict[str, np.ndarray]
+REFERENCE = "the float64 reference"
 
 
 @dataclass(frozen=True)
@@ -42,11 +39,16 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`verify` found: ``layers`` one at a time, ``outputs`` end to end."""
+    """What :func:`verify` found: ``layers`` one at a time, ``outputs`` end to end.
+
+    ``inputs`` says in words what both sides ran on; ``not_compared`` names the tensors that one of them lacks.
+    """
 
     against: str
     layers: list[LayerReport]
     outputs: list[LayerReport]
+    inputs: str = ""
+    not_compared: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -55,13 +57,13 @@ class Report:
 
     @property
     def max_abs(self) -> float:
-        """The largest absolute error of the outputs."""
-        return max((row.max_abs for row in self.outputs), default=0.0)
+        """The largest absolute error of the outputs, or of the layers where no output was compared."""
+        return max((row.max_abs for row in self.outputs or self.layers), default=0.0)
 
     @property
     def max_ulp(self) -> float:
-        """The largest error of the outputs in units of the last place of float32."""
-        return max((row.max_ulp for row in self.outputs), default=0.0)
+        """The same in units of the last place of float32."""
+        return max((row.max_ulp for row in self.outputs or self.layers), default=0.0)
 
     def __str__(self) -> str:
         rows = [
@@ -69,7 +71,16 @@ class Report:
             for row in self.layers + self.outputs
         ]
         head = ("layer", "kind", "max abs", "max ulp", "allowed", "")
-        return f"{table(head, rows)}\n{_verdict(self.ok)}: against {self.against}, largest error {self.max_abs:.2e}"
+        counts = f"{len(self.layers)} layer(s) and {len(self.outputs)} output(s) compared, on {self.inputs}"
+        lines = [f"{_verdict(self.ok)}: against {self.against}, largest error {self.max_abs:.2e}", counts]
+        if self.not_compared:
+            lines.append(f"not compared, as one side lacks them: {', '.join(self.not_compared)}")
+        if self.against == REFERENCE:
+            lines.append(
+                "This checks the arithmetic of the graph as it was read. Whether the file says what its framework"
+                " computes shows a comparison with the live module or with recorded outputs."
+            )
+        return "\n".join([table(head, rows), *lines])
 
 
 def verify(
@@ -88,12 +99,15 @@ def verify(
     ----------
     model : Model or layer
         What to check.
-    against : "reference", "recorded", torch module, Keras model or layer, path of an .npz file or dict of arrays
-        What to trust.  Recorded arrays hold the inputs and the outputs by name, and any inner tensor; "recorded"
-        are those that the model's own file holds.  Submodules of
-        a torch module and layers of a Keras model are compared with the layers that have their names.
+    against : "reference", "recorded", torch module, Keras model or layer, Model or layer, path, or dict of arrays
+        What to trust.  The reference checks the arithmetic of the graph that was loaded, all others also what it was
+        loaded from.  Recorded arrays hold inputs and outputs by name, and any inner tensor; "recorded" are those that
+        the model's own file holds.  A path is that of an .npz file of such arrays, or of another model, whose inputs
+        and outputs belong to this one's by name, or else by their order.  Submodules of a torch module, also those
+        that take packed sequences, and layers of a Keras model are compared with the layers that have their names.
     inputs : dict of arrays or array, optional
-        Inputs by name; random ones that suit the graph (ids within the table, some steps masked) when absent.
+        Inputs by name, or those that a recording lacks; random ones that suit the graph (ids within the table, some
+        steps masked, lengths from the longest to the shortest and at least 1) when absent.
     seed, batch, seq_len : int
         Of the random inputs.
     tolerance : float, optional
@@ -110,47 +124,62 @@ def verify(
     Raises
     ------
     ShapeError
-        Inputs or outputs do not fit the model.
+        Inputs or outputs do not fit the model, or no tensor can be compared.
     FormatError
-        A recording lacks a tensor or holds one that the model does not know.
+        The file of a recording or of another model cannot be read.
     UnsupportedError
         ``against`` is none of the above.
     """
     model = model if hasattr(model, "trace") else as_model(model)
     spec: ModelSpec = model.spec
-    alone = isinstance(against, str) and against == "reference"
     if isinstance(against, str) and against == "recorded":
         if not spec.recorded:
             raise UnsupportedError("the model holds no recorded arrays; fastrnn.save(..., recorded=...) stores them")
         against = spec.recorded
-    recorded = None if alone else _recording(against)
-    if recorded is not None:
-        inputs = {t.name: recorded[t.name] for t in spec.inputs if t.name in recorded}
-    feeds = random_inputs(spec, seed, batch, seq_len) if inputs is None else _feeds(spec, inputs)
+    other = None if isinstance(against, str) and against == "reference" else other_side(against)
+    feeds, described = _inputs(spec, None if other is None else other.inputs(spec), inputs, (seed, batch, seq_len))
 
     engine: Arrays = model.trace(feeds)
     exact, allowed = reference_run(spec, feeds, tolerance)
-    if alone:
+    if other is None:
         layers = []
         for node in model.graph.nodes:  # the nodes that run; each is given what the engine gave it
             single = ModelSpec([node], [], [])
             layers.append(_row(node.name, node.op, node.outputs, engine, *reference_run(single, engine, tolerance)))
         outputs = [_row(t.name, "output", [t.name], engine, exact, allowed) for t in spec.outputs]
-        return Report("the float64 reference", layers, outputs)
+        return Report(REFERENCE, layers, outputs, described)
 
-    expected = _live_tensors(spec, against, feeds) if recorded is None else _known(spec, recorded)
-    missing = [t.name for t in spec.outputs if t.name not in expected]
-    if missing:
-        raise ShapeError(
-            f"there is nothing to compare the outputs {missing} with: the other side gives only "
-            f"{[name for name in expected if name not in feeds]}; load the model with outputs=[...] naming those"
-        )
+    expected = other.tensors(model, feeds, engine)
     if tolerance is None:  # both sides round
         allowed = {name: 2 * value for name, value in allowed.items()}
     known = [(node, [name for name in node.outputs if name in expected]) for node in model.graph.nodes]
     layers = [_row(node.name, node.op, tensors, engine, expected, allowed) for node, tensors in known if tensors]
-    outputs = [_row(t.name, "output", [t.name], engine, expected, allowed) for t in spec.outputs]
-    return Report(_describe(against), layers, outputs)
+    outputs = [_row(t.name, "output", [t.name], engine, expected, allowed) for t in spec.outputs if t.name in expected]
+    compared = {name for _, tensors in known for name in tensors} | {row.name for row in outputs}
+    if not compared:
+        raise ShapeError(
+            f"there is nothing to compare: the model gives {[t.name for t in spec.outputs]}, the other side has "
+            f"{sorted(expected)}; name its arrays as the model does, or load the model with outputs=[...]"
+        )
+    lacking = [t.name for t in spec.outputs if t.name not in expected] + sorted(set(expected) - compared)
+    return Report(other.label, layers, outputs, described, lacking)
+
+
+def _inputs(spec: ModelSpec, held: Arrays | None, given: Any, random: tuple[int, int, int]) -> tuple[Arrays, str]:
+    """What both sides run on, and in words where it comes from; ``held`` are those of a recording."""
+    if given is None and held is None:
+        feeds = random_inputs(spec, *random)
+        return feeds, f"random inputs {_shapes(feeds)}, seed {random[0]}"
+    held = held or {}
+    named = {} if given is None else given if isinstance(given, Mapping) else {spec.inputs[0].name: given}
+    if twice := sorted(set(named) & set(held)):
+        raise ShapeError(f"the recording holds the inputs {twice}; leave them out of inputs=")
+    feeds = _feeds(spec, {**held, **named})
+    return feeds, f"{'recorded' if held else 'given'} inputs {_shapes(feeds)}"
+
+
+def _shapes(arrays: Arrays) -> str:
+    return ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
 
 
 _SKIPPED = ("mask", "lengths")
@@ -177,6 +206,15 @@ def random_inputs(spec: ModelSpec, seed: int = 0, batch: int = 4, seq_len: int =
     return {tensor.name: np.asarray(_random_input(spec, tensor, rng, sizes[tensor.name], seq_len)) for tensor in wanted}
 
 
+def _is_lengths(spec: ModelSpec, name: str) -> bool:
+    """Whether a recurrent node reads a tensor as its lengths, as it is or cast."""
+    for node in spec.all_nodes():
+        for declared, given in zip(OPS[node.op].inputs, node.inputs):
+            if given == name and (declared == "lengths?" or (node.op == "cast" and _is_lengths(spec, node.outputs[0]))):
+                return True
+    return False
+
+
 def _random_input(spec: ModelSpec, tensor: Tensor, rng: np.random.Generator, sizes: Any, seq_len: int) -> Any:
     node, role = consumer(spec, tensor.name) or (None, "")
     tail = rng.integers(0, max(sizes[1], 1), sizes[0]) if len(sizes) > 1 else np.zeros(sizes[:1], int)
@@ -186,8 +224,12 @@ def _random_input(spec: ModelSpec, tensor: Tensor, rng: np.random.Generator, siz
         for row, length in enumerate(tail if node.attr("mask_zero") else ()):
             ids[row, len(ids[row]) - length :] = 0
         return ids.astype(tensor.dtype)
-    if role == "lengths":
-        return rng.integers(0, seq_len + 1, sizes).astype(tensor.dtype)
+    if _is_lengths(
+        spec, tensor.name
+    ):  # as torch packs sequences: none is empty, the longest is first and fills its row
+        lengths = np.sort(rng.integers(min(1, seq_len), seq_len + 1, sizes), axis=None)[::-1].reshape(sizes)
+        lengths[:1] = seq_len
+        return lengths.astype(tensor.dtype)
     if role == "mask" or tensor.dtype == "bool":
         return rng.random(sizes) < 0.8
     if np.issubdtype(np.dtype(tensor.dtype), np.integer):
@@ -222,14 +264,9 @@ def _verdict(ok: bool) -> str:
     return "ok" if ok else "MISMATCH"
 
 
-# The other side: recordings and live frameworks
-
-
-def _feeds(spec: ModelSpec, inputs: Any) -> Arrays:
+def _feeds(spec: ModelSpec, inputs: Mapping[str, Any]) -> Arrays:
     """Inputs by name in the precision of the engine, so that rounding them is not counted as an error."""
     names = [tensor.name for tensor in spec.inputs]
-    if not isinstance(inputs, Mapping):
-        inputs = {names[0]: inputs}
     missing = set(names) - optional_inputs(spec) - set(inputs)
     if missing or set(inputs) - set(names):
         raise ShapeError(f"inputs {sorted(inputs)} were given, the model takes {sorted(names)}; pass those")
@@ -237,133 +274,3 @@ def _feeds(spec: ModelSpec, inputs: Any) -> Arrays:
         tensor.name: (as_array(inputs[tensor.name]), tensor.dtype) for tensor in spec.inputs if tensor.name in inputs
     }
     return {name: array.astype(dtype) if dtype == "float32" else array for name, (array, dtype) in feeds.items()}
-
-
-def _recording(against: Any) -> Arrays | None:
-    """The arrays of a dict or an .npz file; None for anything else."""
-    if isinstance(against, Mapping):
-        return {str(name): np.asarray(array) for name, array in against.items()}
-    if not isinstance(against, str | os.PathLike):
-        return None
-    if Path(against).suffix != ".npz":
-        raise UnsupportedError(
-            f"cannot compare with {os.fspath(against)!r}; pass 'reference', 'recorded', the path of an .npz file that "
-            "holds inputs and outputs by name, a dict of arrays, a torch module or a Keras model"
-        )
-    try:
-        with np.load(against, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise FormatError(
-            f"{os.fspath(against)}: not an .npz file of plain arrays ({error}); save it with numpy.savez"
-        ) from error
-
-
-def _known(spec: ModelSpec, recorded: Arrays) -> Arrays:
-    names = {t.name for t in spec.inputs} | {name for node in spec.nodes for name in node.outputs if name}
-    unknown = sorted(set(recorded) - names)
-    if unknown:
-        raise FormatError(f"the recording holds {unknown}, which the model does not know; it has {sorted(names)}")
-    return recorded
-
-
-def _live_tensors(spec: ModelSpec, live: Any, feeds: Arrays) -> Arrays:
-    """The tensors of our graph that a live object of a framework computes, by our names."""
-    # Layers of Keras on its torch backend are torch modules too, so Keras goes first.
-    for name, kind, run in (("keras", "Layer", _run_keras), ("torch", "nn.Module", _run_torch)):
-        framework = sys.modules.get(name)
-        if framework is not None and isinstance(live, attrgetter(kind)(framework)):
-            return run(spec, live, feeds)
-    raise UnsupportedError(
-        f"cannot compare with a {type(live).__name__}; pass 'reference', the path of an .npz file, a dict of arrays, "
-        "a torch module or a Keras model"
-    )
-
-
-def _run_torch(spec: ModelSpec, module: Any, feeds: Arrays) -> Arrays:
-    """Run a torch module in evaluation mode, recording the submodules that bear the names of our layers."""
-    import torch
-
-    parameter = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
-    given = [torch.from_numpy(np.array(feeds[t.name])) for t in spec.inputs if t.name in feeds]
-    x, *state = (t.to(parameter) if t.is_floating_point() else t for t in given)
-    recurrent = isinstance(module, torch.nn.RNNBase | torch.nn.RNNCellBase)
-    arguments = [x, tuple(state) if len(state) > 1 else state[0]] if recurrent and state else [x, *state]
-
-    submodules = dict(module.named_modules())
-    training = {submodule: submodule.training for submodule in submodules.values()}
-    seen: Arrays = {}
-
-    def record(names: tuple[str, ...]) -> Callable[[Any, Any, Any], None]:
-        return lambda _module, _arguments, result: seen.update(_named(names, result))
-
-    hooks = [
-        submodules[node.name].register_forward_hook(record(node.outputs))
-        for node in spec.nodes
-        if node.name in submodules and submodules[node.name] is not module
-    ]
-    try:
-        module.eval()
-        with torch.no_grad():
-            result = module(*arguments)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for submodule, mode in training.items():
-            submodule.training = mode
-    names: Iterable[str] = [tensor.name for tensor in spec.outputs]
-    if recurrent:
-        names = spec.nodes[-1].outputs
-    if isinstance(module, torch.nn.RNNCellBase):  # h, or (h, c), where our nodes have y too
-        result = [next(iter(_flatten(result))), result]
-    return seen | _named(names, result)
-
-
-def _run_keras(spec: ModelSpec, live: Any, feeds: Arrays) -> Arrays:
-    """Run a Keras model or layer, recording the layers that bear the names of ours."""
-    import keras
-
-    given = [feeds[t.name] for t in spec.inputs if t.name in feeds]
-    result = live(given if len(given) > 1 else given[0], training=False)
-    named = _named([tensor.name for tensor in spec.outputs], result)
-    outputs_of = {node.name: node.outputs[:1] for node in spec.nodes}  # y; states come in another order
-    layers = [layer for layer in getattr(live, "layers", []) if layer.name in outputs_of and _called_once(layer)]
-    if layers:
-        results = keras.Model(live.inputs, [layer.output for layer in layers])(given, training=False)
-        for layer, result in zip(layers, [results] if len(layers) == 1 else results, strict=True):
-            named = _named(outputs_of[layer.name], result) | named
-    return named
-
-
-def _called_once(layer: Any) -> bool:
-    """Whether a Keras layer has one output in the graph, not several or (inside another layer) none."""
-    try:
-        return layer.output is not None
-    except (AttributeError, ValueError):
-        return False
-
-
-def _named(names: Iterable[str], result: Any) -> Arrays:
-    """Name the tensors of a nested result in order, as arrays; an empty name skips one."""
-    flat = list(_flatten(result))
-    return {
-        name: np.asarray(t.detach().cpu().double() if hasattr(t, "detach") else t)
-        for name, t in zip(names, flat, strict=False)
-        if name
-    }
-
-
-def _flatten(result: Any) -> Iterable[Any]:
-    if isinstance(result, Mapping):
-        result = tuple(result.values())
-    if isinstance(result, tuple | list):
-        for item in result:
-            yield from _flatten(item)
-    else:
-        yield result
-
-
-def _describe(against: Any) -> str:
-    if isinstance(against, Mapping):
-        return "recorded arrays"
-    return os.fspath(against) if isinstance(against, str | os.PathLike) else f"a live {type(against).__name__}"

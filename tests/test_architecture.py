@@ -34,6 +34,7 @@ LADDER = (
     {"batcher_stats", "batcher_queue"},
     {"scheduler"},
     {"batcher"},
+    {"verify_against"},
     {"verify"},
     {"fastrnn"},
     {"cli_run", "doctor"},

@@ -5,6 +5,7 @@ A stand-in that evaluates the reference in float32 shows how verify judges; the 
 
 import importlib
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -151,10 +152,10 @@ def test_recordings_that_do_not_fit(tmp_path):
     spec = tagger()
     ids = np.array([[1, 2, 0]])
     y = reference.run(spec, {"ids": ids})["y"]
-    with pytest.raises(FormatError, match=r"holds \['logits', 'z'\], which the model does not know"):
-        verify(Rounded(spec), {"ids": ids, "y": y, "logits": y, "z": y})
-    with pytest.raises(ShapeError, match=r"nothing to compare the outputs \['y'\] with"):
-        verify(Rounded(spec), {"ids": ids, "h": np.zeros((1, 3, 16))})
+    with pytest.raises(ShapeError, match=r"nothing to compare: the model gives \['y'\], the other side has \['z'\]"):
+        verify(Rounded(spec), {"ids": ids, "z": y})
+    with pytest.raises(ShapeError, match=r"holds the inputs \['ids'\]; leave them out of inputs="):
+        verify(Rounded(spec), {"ids": ids, "y": y}, inputs={"ids": ids})
     with pytest.raises(ShapeError, match=r"the model takes \['ids'\]"):
         verify(Rounded(spec), {"y": y})
     with pytest.raises(ShapeError, match=r"'y'.*\(1, 3, 5\).*\(1, 2, 5\)"):
@@ -172,7 +173,114 @@ def test_recordings_that_do_not_fit(tmp_path):
         verify(Rounded(spec), path)
 
 
+def test_tensors_that_one_side_lacks():
+    """They are named, and the rest is compared: outputs, or inner tensors alone."""
+    spec = tagger()
+    ids = np.array([[1, 2, 0]])
+    tensors = reference.run(spec, {"ids": ids})
+    report = verify(Rounded(spec), {"ids": ids, "y": tensors["y"], "logits": tensors["y"], "z": tensors["y"]})
+    assert report.ok
+    assert report.not_compared == ["logits", "z"]
+    assert "not compared, as one side lacks them: logits, z" in str(report)
+    report = verify(Rounded(spec), {"ids": ids, "h": tensors["h"]})
+    assert report.ok
+    assert ([row.name for row in report.layers], report.outputs, report.not_compared) == (["encoder"], [], ["y"])
+    assert 0 < report.max_abs < 1e-6
+    assert not verify(Rounded(spec), {"ids": ids, "h": tensors["h"] + 1e-3}).ok
+    report = verify(Rounded(spec), {"y": tensors["y"]}, inputs={"ids": ids})
+    assert report.ok
+    assert "given inputs ids (1, 3)" in str(report)
+
+
+def test_a_report_says_what_was_compared():
+    text = str(verify(Rounded(tagger()), batch=2, seq_len=5, seed=3))
+    assert "4 layer(s) and 1 output(s) compared, on random inputs ids (2, 5), seed 3" in text
+    assert "checks the arithmetic of the graph as it was read" in text
+    tensors = reference.run(tagger(), {"ids": np.ones((1, 2), int)})
+    text = str(verify(Rounded(tagger()), {"ids": np.ones((1, 2), int), "y": tensors["y"]}))
+    assert "1 output(s) compared, on recorded inputs ids (1, 2)" in text
+    assert "checks the arithmetic" not in text
+
+
+def test_random_lengths_suit_torch():
+    """At least 1, the longest first and as long as the rows; also where a cast stands between."""
+    weights = {"weight_ih_l0": np.zeros((9, 4)), "weight_hh_l0": np.zeros((9, 3))}
+    for dtype, nodes, read in (
+        ("int64", [], "n"),
+        ("int32", [Node("cast", "cast", ("n",), ("n64",), {"dtype": "int64"})], "n64"),
+    ):
+        gru = Node("gru", "gru", ("x", "", "", read), ("y",), {}, weights)
+        inputs = [Tensor("x", (None, None, 4)), Tensor("n", (None,), dtype)]
+        spec = ModelSpec([*nodes, gru, Node("cast", "use", ("n",), ("z",), {"dtype": "float32"})], inputs, [])
+        for seed in range(20):
+            lengths = module.random_inputs(replace(spec, outputs=[Tensor("z", None)]), seed, 5, 6)["n"]
+            assert lengths.dtype == dtype
+            assert lengths[0] == 6
+            assert lengths.min() >= 1
+            assert (np.diff(lengths) <= 0).all()
+        assert len(set(lengths.tolist())) > 1
+
+
 # The engine
+
+
+def test_two_models(tmp_path):
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(0, 0.4, shape).astype(np.float32) for shape in ((24, 3), (24, 8), (4, 8))]
+    gru, dense = fastrnn.GRU(*parts[:2]), fastrnn.Dense(parts[2])
+    model = fastrnn.Sequential(gru, dense)
+    fastrnn.save(model, tmp_path / "same.frnn")
+    same = fastrnn.load(tmp_path / "same.frnn")
+    for other in (same, tmp_path / "same.frnn", str(tmp_path / "same.frnn"), fastrnn.Sequential(gru, dense)):
+        report = fastrnn.verify(model, other)
+        assert report.ok, str(report)
+        assert (report.max_abs, [row.op for row in report.layers]) == (0.0, ["gru", "dense"])
+    assert fastrnn.verify(gru, fastrnn.GRU(*parts[:2], name="encoder")).ok
+    wrong = fastrnn.Sequential(gru, fastrnn.Dense(parts[2] + np.float32(1e-3)))
+    report = fastrnn.verify(model, wrong)
+    assert [row.ok for row in (*report.layers, *report.outputs)] == [True, False, False]
+    renamed = replace(same.spec, nodes=[replace(node, name="a" + node.name) for node in same.spec.nodes])
+    report = fastrnn.verify(model, fastrnn.Model(renamed))
+    assert (report.ok, [row.op for row in report.layers], len(report.outputs)) == (True, ["dense"], 1)  # by its output
+    assert fastrnn.verify(gru, fastrnn.Sequential(gru)).ok
+    with pytest.raises(ShapeError, match=r"one model has 1 output.*the other 2"):
+        fastrnn.verify(model, gru)
+    with pytest.raises(FileNotFoundError):
+        fastrnn.verify(model, tmp_path / "absent.onnx")
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("enforce_sorted", [True, False])
+def test_engine_against_a_module_with_packed_sequences(enforce_sorted, batch_first):
+    torch = pytest.importorskip("torch")
+    rnn = torch.nn.utils.rnn
+
+    class Tagger(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = torch.nn.GRU(6, 8, batch_first=batch_first, bidirectional=True)
+            self.head = torch.nn.Linear(16, 3)
+
+        def forward(self, x, lengths):
+            packed = rnn.pack_padded_sequence(x, lengths, batch_first=batch_first, enforce_sorted=enforce_sorted)
+            y, h = self.rnn(packed)
+            return self.head(rnn.pad_packed_sequence(y, batch_first=batch_first)[0]), h
+
+    torch.manual_seed(0)
+    live = Tagger().eval()
+    model = fastrnn.from_torch(live, example_inputs=(torch.zeros(2, 2, 6), torch.tensor([2, 1])))
+    x, lengths = (tensor.name for tensor in model.inputs)
+    given = [7, 2, 4] if not enforce_sorted else [7, 4, 2]
+    feeds = {x: np.random.default_rng(0).standard_normal((3, 9, 6) if batch_first else (9, 3, 6)), lengths: given}
+    for inputs in (None, feeds):
+        report = fastrnn.verify(model, live, inputs=inputs)
+        assert report.ok, str(report)
+        assert [row.op for row in report.layers] == ["gru", "dense"]
+    with torch.no_grad():
+        live.rnn.bias_hh_l0_reverse.add_(1e-2)
+    assert [row.ok for row in fastrnn.verify(model, live).layers] == [False, False]
+    with pytest.raises(UnsupportedError, match=r"does not take.*pass inputs= that suit it"):
+        fastrnn.verify(model, live, inputs={x: feeds[x], lengths: [7, 0, 4]})
 
 
 def sequential(torch):
