@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
     lengths = None if args.lengths is None else _read_lengths(args.lengths)
     started = time.perf_counter()
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for chunk, chunk_lengths in _chunks(model.spec, feeds, lengths, args.batch_size):
+    for chunk, chunk_lengths in _chunks(model, feeds, lengths, args.batch_size):
         results = _call(model, chunk, chunk_lengths)
         for name in names:
             parts[name].append(results[name])
@@ -98,6 +98,11 @@ def read_arrays(given: Sequence[str], spec: ModelSpec) -> Arrays:
     feeds: Arrays = {}
     for text in given:
         name, _, path = text.partition("=") if text.partition("=")[0] in names else ("", "", text)
+        if "=" in path and not name and not Path(path).exists():
+            raise ShapeError(
+                f"--input {text}: the model has no input {text.partition('=')[0]!r}, it takes {names}; give each as"
+                " --input NAME=PATH"
+            )
         content = read(Path(path))
         free = next((n for n in names if n not in feeds), names[0])
         if isinstance(content, np.ndarray):
@@ -150,23 +155,51 @@ def _as_ids(tensor: Tensor, array: np.ndarray) -> np.ndarray:
 
 
 def _chunks(
-    spec: ModelSpec, feeds: Arrays, lengths: np.ndarray | None, size: int
+    model: Model, feeds: Arrays, lengths: np.ndarray | None, size: int
 ) -> Iterator[tuple[Arrays, np.ndarray | None]]:
-    """Cut the rows of all inputs, and their lengths, into chunks."""
-    known = batch_axes(spec)
-    axes = {name: known.get(name, 0) for name in feeds}
-    rows = {name: array.shape[axes[name]] for name, array in feeds.items()}
-    if len(set(rows.values())) != 1:
-        raise ShapeError(f"the inputs have different numbers of rows: {rows}")
-    total = next(iter(rows.values()))
-    if lengths is not None and len(lengths) != total:
+    """Cut the rows of all inputs, and their lengths, into chunks; inputs without rows go with each."""
+    axes = _row_axes(model.spec, feeds)
+    rows = {feeds[name].shape[axis] for name, axis in axes.items()}
+    total = max(rows, default=1)
+    if lengths is not None and rows != {len(lengths)}:
         raise ShapeError(f"--lengths has {len(lengths)} numbers, the inputs have {total} rows")
+
+    def part(start: int, stop: int) -> tuple[Arrays, np.ndarray | None]:
+        cut = {name: np.take(feeds[name], range(start, stop), axis) for name, axis in axes.items()}
+        return feeds | cut, None if lengths is None else lengths[start:stop]
+
+    if len(rows) != 1 or (size < total and not _rows_are_apart(model, part(0, 1), part(0, size))):
+        yield feeds, lengths
+        return
     with _progress(total) as report:
         for start in range(0, max(total, 1), size):
             stop = min(start + size, total)
-            chunk = {name: np.take(array, range(start, stop), axes[name]) for name, array in feeds.items()}
-            yield chunk, None if lengths is None else lengths[start:stop]
+            yield part(start, stop)
             report(stop)
+
+
+def _row_axes(spec: ModelSpec, feeds: Arrays) -> dict[str, int]:
+    """The axis of the rows in each input that has one: where recurrent layers tell it, or else the first, if free."""
+    known, axes = batch_axes(spec), {}
+    for tensor in spec.inputs:
+        axis, shape = known.get(tensor.name, 0), input_shape(spec, tensor)
+        free = shape is None or (axis < len(shape) and shape[axis] is None)
+        if free and tensor.name in feeds and feeds[tensor.name].ndim > axis:
+            axes[tensor.name] = axis
+    return axes
+
+
+def _rows_are_apart(model: Model, one: tuple[Arrays, Any], some: tuple[Arrays, Any]) -> bool:
+    """Whether a row alone gives what it gives first of some: a model may sum over rows, or have outputs without any."""
+    axes, alone, among = batch_axes(model.spec), _call(model, *one), _call(model, *some)
+    for name, array in among.items():
+        axis = axes.get(name, 0)
+        if array.ndim <= axis:
+            return False
+        first = np.take(array, range(1), axis)
+        if first.shape != alone[name].shape or not np.allclose(first, alone[name], 1e-3, 1e-5, equal_nan=True):
+            return False
+    return True
 
 
 def _call(model: Model, feeds: Arrays, lengths: np.ndarray | None) -> Arrays:
@@ -185,8 +218,8 @@ def _call(model: Model, feeds: Arrays, lengths: np.ndarray | None) -> Arrays:
 def _joined(spec: ModelSpec, name: str, arrays: list[np.ndarray], added: bool) -> np.ndarray:
     """The chunks of an output as one array, without the batch axis where it was added."""
     axis = batch_axes(spec).get(name, 0)
-    joined = np.concatenate(arrays, axis)
-    return joined.squeeze(axis) if added else joined
+    joined = np.concatenate(arrays, axis) if len(arrays) > 1 else arrays[0]
+    return joined.squeeze(axis) if added and joined.ndim > axis and joined.shape[axis] == 1 else joined
 
 
 @contextmanager

@@ -159,7 +159,7 @@ def batch_axes(spec: ModelSpec) -> dict[str, int]:
     batches = set()
     for node in spec.all_nodes():
         for name, role in zip(node.inputs, _roles(node)) if node.op in GATES else ():
-            axis = 0 if node.attr("unbatched") or (role == "x" and node.attr("batch_first")) else 1
+            axis = _batch_axis(node, role)
             shape = facts.shape(name)
             if role in ("x", "h_0", "c_0") and shape is not None and axis < len(shape) - 1:
                 batches.add(shape[axis])
@@ -170,7 +170,13 @@ def batch_axes(spec: ModelSpec) -> dict[str, int]:
         ]
         if places:
             found[tensor.name] = places[0]
+        elif (read := consumer(spec, tensor.name)) and read[0].op in GATES and read[1] in ("x", "h_0", "c_0"):
+            found[tensor.name] = _batch_axis(*read)  # which the file fixes
     return found
+
+
+def _batch_axis(node: Node, role: str) -> int:
+    return 0 if node.attr("unbatched") or (role == "x" and node.attr("batch_first")) else 1
 
 
 def _roles(node: Node) -> list[str]:

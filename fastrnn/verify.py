@@ -19,7 +19,7 @@ from .inspect import consumer, input_sizes, optional_inputs, table
 from .model import as_model
 from .spec import OPS, ModelSpec, Tensor
 from .tolerance import errors, reference_run
-from .verify_against import other_side
+from .verify_against import Other, other_side
 
 Arrays = dict[str, np.ndarray]
 REFERENCE = "the float64 reference"
@@ -137,7 +137,7 @@ def verify(
             raise UnsupportedError("the model holds no recorded arrays; fastrnn.save(..., recorded=...) stores them")
         against = spec.recorded
     other = None if isinstance(against, str) and against == "reference" else other_side(against)
-    feeds, described = _inputs(spec, None if other is None else other.inputs(spec), inputs, (seed, batch, seq_len))
+    feeds, described = _inputs(spec, other, inputs, (seed, batch, seq_len))
 
     engine: Arrays = model.trace(feeds)
     exact, allowed = reference_run(spec, feeds, tolerance)
@@ -165,10 +165,12 @@ def verify(
     return Report(other.label, layers, outputs, described, lacking)
 
 
-def _inputs(spec: ModelSpec, held: Arrays | None, given: Any, random: tuple[int, int, int]) -> tuple[Arrays, str]:
-    """What both sides run on, and in words where it comes from; ``held`` are those of a recording."""
+def _inputs(spec: ModelSpec, other: Other | None, given: Any, random: tuple[int, int, int]) -> tuple[Arrays, str]:
+    """What both sides run on, and in words where it comes from."""
+    held = other.inputs(spec) if other else None
     if given is None and held is None:
-        feeds = random_inputs(spec, *random)
+        lacking = other.lacks(spec) if other else ()
+        feeds = {name: array for name, array in random_inputs(spec, *random).items() if name not in lacking}
         return feeds, f"random inputs {_shapes(feeds)}, seed {random[0]}"
     held = held or {}
     named = {} if given is None else given if isinstance(given, Mapping) else {spec.inputs[0].name: given}
@@ -185,10 +187,10 @@ def _shapes(arrays: Arrays) -> str:
 _SKIPPED = ("mask", "lengths")
 
 
-def random_inputs(spec: ModelSpec, seed: int = 0, batch: int = 4, seq_len: int = 20) -> Arrays:
+def random_inputs(spec: ModelSpec, seed: int = 0, batch: int = 4, seq_len: int = 20, *, padded: bool = True) -> Arrays:
     """Inputs that suit a graph: ids within the table, masked steps where something masks, else normal numbers.
 
-    States are given, masks and lengths that the graph can do without are not.
+    States are given, masks and lengths that the graph can do without are not.  Not ``padded``: all steps are real.
 
     >>> from fastrnn.spec import Node
     >>> node = Node("embedding", "words", ("ids",), ("y",), weights={"weight": np.zeros((3, 2))})
@@ -203,7 +205,7 @@ def random_inputs(spec: ModelSpec, seed: int = 0, batch: int = 4, seq_len: int =
     unknown = [tensor.name for tensor in wanted if sizes[tensor.name] is None]
     if unknown:
         raise ShapeError(f"the shapes of inputs {unknown} are not known; pass inputs={{name: array}}")
-    return {tensor.name: np.asarray(_random_input(spec, tensor, rng, sizes[tensor.name], seq_len)) for tensor in wanted}
+    return {t.name: np.asarray(_random_input(spec, t, rng, sizes[t.name], seq_len, padded)) for t in wanted}
 
 
 def _is_lengths(spec: ModelSpec, name: str) -> bool:
@@ -215,23 +217,27 @@ def _is_lengths(spec: ModelSpec, name: str) -> bool:
     return False
 
 
-def _random_input(spec: ModelSpec, tensor: Tensor, rng: np.random.Generator, sizes: Any, seq_len: int) -> Any:
+def _random_input(
+    spec: ModelSpec, tensor: Tensor, rng: np.random.Generator, sizes: Any, seq_len: int, padded: bool
+) -> Any:
     node, role = consumer(spec, tensor.name) or (None, "")
-    tail = rng.integers(0, max(sizes[1], 1), sizes[0]) if len(sizes) > 1 else np.zeros(sizes[:1], int)
+    tail = rng.integers(0, max(sizes[1], 1), sizes[0]) if padded and len(sizes) > 1 else np.zeros(sizes[:1], int)
 
     if node is not None and node.op == "embedding":
-        ids = rng.integers(0, len(node.weights["weight"]), sizes)
-        for row, length in enumerate(tail if node.attr("mask_zero") else ()):
+        masks = node.attr("mask_zero")
+        ids = rng.integers(int(masks and not padded), len(node.weights["weight"]), sizes)
+        for row, length in enumerate(tail if masks else ()):
             ids[row, len(ids[row]) - length :] = 0
         return ids.astype(tensor.dtype)
     if _is_lengths(
         spec, tensor.name
     ):  # as torch packs sequences: none is empty, the longest is first and fills its row
-        lengths = np.sort(rng.integers(min(1, seq_len), seq_len + 1, sizes), axis=None)[::-1].reshape(sizes)
+        least = min(1, seq_len) if padded else seq_len
+        lengths = np.sort(rng.integers(least, seq_len + 1, sizes), axis=None)[::-1].reshape(sizes)
         lengths[:1] = seq_len
         return lengths.astype(tensor.dtype)
     if role == "mask" or tensor.dtype == "bool":
-        return rng.random(sizes) < 0.8
+        return rng.random(sizes) < (0.8 if padded else 1.0)
     if np.issubdtype(np.dtype(tensor.dtype), np.integer):
         return np.asarray(rng.integers(0, 2, sizes)).astype(tensor.dtype)
     x = np.asarray(rng.standard_normal(sizes)).astype(tensor.dtype)

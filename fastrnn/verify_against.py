@@ -35,6 +35,9 @@ class Other(Protocol):
     def inputs(self, spec: ModelSpec) -> Arrays | None:
         """The inputs that belong to its tensors; None: it runs on any."""
 
+    def lacks(self, spec: ModelSpec) -> set[str]:
+        """Inputs that the model may do without and that this side does not take."""
+
     def tensors(self, model: Any, feeds: Arrays, engine: Arrays) -> Arrays:
         """Its tensors for these inputs, by the names of the model's; ``engine`` are those of the model."""
 
@@ -79,6 +82,9 @@ class Recording:
     def inputs(self, spec: ModelSpec) -> Arrays:
         return {t.name: self.arrays[t.name] for t in spec.inputs if t.name in self.arrays}
 
+    def lacks(self, spec: ModelSpec) -> set[str]:
+        return set()
+
     def tensors(self, model: Any, feeds: Arrays, engine: Arrays) -> Arrays:
         return {name: array for name, array in self.arrays.items() if name not in feeds}
 
@@ -105,6 +111,9 @@ class Twin:
 
     def inputs(self, spec: ModelSpec) -> None:
         return None
+
+    def lacks(self, spec: ModelSpec) -> set[str]:
+        return optional_inputs(spec) - {t.name for t in self.model.inputs}
 
     def tensors(self, model: Any, feeds: Arrays, engine: Arrays) -> Arrays:
         theirs = self.model.spec
@@ -142,6 +151,9 @@ class Framework:
 
     def inputs(self, spec: ModelSpec) -> None:
         return None
+
+    def lacks(self, spec: ModelSpec) -> set[str]:
+        return set()
 
     def tensors(self, model: Any, feeds: Arrays, engine: Arrays) -> Arrays:
         try:

@@ -37,7 +37,7 @@ LADDER = (
     {"verify_against"},
     {"verify"},
     {"fastrnn"},
-    {"cli_run", "doctor"},
+    {"cli_run", "cli_inspect", "cli_bench", "doctor"},
     {"cli_convert"},
     {"cli"},
     {"__main__"},

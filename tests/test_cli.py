@@ -12,9 +12,11 @@ import pytest
 from published import MODELS
 
 import fastrnn
-from fastrnn import array_files, cli, cli_run, doctor
+from fastrnn import array_files, cli, cli_bench, cli_run, doctor
 from fastrnn.errors import FormatError
-from fastrnn.spec import ModelSpec, Tensor
+from fastrnn.loaders import FORMATS
+from fastrnn.spec import ModelSpec, Node, Tensor
+from fastrnn.verify import random_inputs
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -208,7 +210,7 @@ def test_nothing_is_overwritten_or_half_written(model, rng, folder, capsys, monk
     [
         (["run", "absent.frnn", "-i", "x.npy", "-o", "y.npy"], "absent.frnn"),
         (["run", "net.frnn", "-i", "absent.npy", "-o", "y.npy"], "No such file or directory: absent.npy"),
-        (["run", "net.frnn", "-i", "z=x.npy", "-o", "y.npy"], "z=x.npy"),
+        (["run", "net.frnn", "-i", "z=x.npy", "-o", "y.npy"], "--input z=x.npy"),
         (["run", "net.frnn", "-i", "feeds.npz", "-o", "y.npy"], "['other', 'x'] were given, the model takes ['x']"),
         (["run", "net.frnn", "-i", "wide.npy", "-o", "y.npy"], "(2, 3, 9)"),
         (["run", "net.frnn", "-i", "objects.npy", "-o", "y.npy"], "not a .npy file of plain numbers"),
@@ -222,7 +224,10 @@ def test_nothing_is_overwritten_or_half_written(model, rng, folder, capsys, monk
         (["run", "lstm.frnn", "-i", "x.npy", "-o", "y.npy"], "3 outputs (y, h_n, c_n); choose one with --outputs"),
         (["inspect", "notes.txt"], "notes.txt"),
         (["verify", "net.frnn", "--against", "x.npy"], "cannot compare with 'x.npy'"),
-        (["verify", "net.frnn", "--against", "feeds.npz"], "holds ['other']"),
+        (["verify", "net.frnn", "--against", "feeds.npz"], "nothing to compare: the model gives ['1_dense.y']"),
+        (["verify", "net.frnn", "--against", "absent.onnx"], "absent.onnx"),
+        (["verify", "net.frnn", "-i", "wrong=x.npy"], "the model has no input 'wrong', it takes ['x']"),
+        (["run", "net.frnn", "-i", "wrong=x.npy", "-o", "y.npy"], "the model has no input 'wrong', it takes ['x']"),
         (["inspect", "net.frnn", "--prefix", "a."], "prefix"),
     ],
 )
@@ -274,7 +279,141 @@ def test_csv_files(folder):
             array_files.read(path)
 
 
+def side_inputs() -> fastrnn.Model:
+    """Rows, a number and a table that all rows share, and two outputs, one of them without rows."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        Node(
+            "gru",
+            "gru",
+            ("x", "h_0"),
+            ("y", "h_n"),
+            {},
+            fastrnn.GRU(weights(rng, 6, 3), weights(rng, 6, 2)).node.weights,
+        ),
+        Node("binary", "scale", ("y", "gain"), ("scaled",), {"function": "mul"}),
+        Node("binary", "shift", ("scaled", "table"), ("shifted",), {"function": "add"}),
+        Node("reduce", "top", ("table",), ("largest",), {"function": "max", "axes": (0, 1), "keepdims": False}),
+    ]
+    inputs = [Tensor("x", (None, None, 3)), Tensor("h_0", (1, None, 2)), Tensor("gain", ()), Tensor("table", (1, 2))]
+    return fastrnn.Model(ModelSpec(nodes, inputs, [Tensor("shifted", None), Tensor("largest", None)]))
+
+
+@pytest.mark.parametrize("size", ["1", "2", "100"])
+def test_run_inputs_whose_first_axes_differ(folder, rng, size):
+    """States have the rows on axis 1, and what has none goes with every chunk."""
+    model = side_inputs()
+    feeds = {
+        "x": weights(rng, 5, 4, 3),
+        "h_0": weights(rng, 1, 5, 2),
+        "gain": np.float32(2),
+        "table": weights(rng, 1, 2),
+    }
+    fastrnn.save(model, "net.frnn")
+    np.savez("feeds.npz", **feeds)
+    assert cli.main(["run", "net.frnn", "-i", "feeds.npz", "-o", "y.npz", "--batch-size", size]) == 0
+    with np.load("y.npz") as out:
+        for name, want in model.run(feeds).items():
+            np.testing.assert_array_equal(out[name], want)
+
+
+def test_run_does_not_cut_what_meets_across_rows(folder, rng):
+    """A softmax over the rows, and a sum of them."""
+    nodes = [
+        Node("reduce", "mean", ("x",), ("m",), {"function": "mean", "axes": (0,), "keepdims": True}),
+        Node("binary", "apart", ("x", "m"), ("y",), {"function": "sub"}),
+    ]
+    model = fastrnn.Model(ModelSpec(nodes, [Tensor("x", (None, 3))], [Tensor("y", None), Tensor("m", None)]))
+    x = weights(rng, 7, 3)
+    fastrnn.save(model, "net.frnn")
+    np.save("x.npy", x)
+    assert cli.main(["run", "net.frnn", "-i", "x.npy", "-o", "y.npz", "--batch-size", "2"]) == 0
+    with np.load("y.npz") as out:
+        for name, want in model.run({"x": x}).items():
+            np.testing.assert_array_equal(out[name], want)
+
+
+# inspect: weights, and the graph that runs
+
+
+def test_inspect_shows_the_graph_that_runs(folder, capsys, rng):
+    nodes = [
+        Node("dense", "head", ("x",), ("a",), {}, {"weight": weights(rng, 4, 3)}),
+        Node("activation", "relu", ("a",), ("y",), {"activation": "relu"}),
+    ]
+    fastrnn.save(fastrnn.Model(ModelSpec(nodes, [Tensor("x", (None, 3))], [Tensor("y", None)])), "net.frnn")
+    for options, kinds in ((), ["dense"]), (("--as-written",), ["dense", "activation"]):
+        assert cli.main(["inspect", "net.frnn", "--json", *options]) == 0
+        assert [row["kind"] for row in json.loads(capsys.readouterr().out)["layers"]] == kinds
+        assert cli.main(["inspect", "net.frnn", *options]) == 0
+        assert "--as-written" in capsys.readouterr().out or options
+
+
+def test_inspect_of_weights(folder, capsys):
+    """Tensors and what they may be, in place of an error."""
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
+    parts = {"rnn": nn.LSTM(3, 5), "cell": nn.GRUCell(3, 5), "words": nn.Embedding(7, 3), "head": nn.Linear(5, 2)}
+    torch.save(nn.ModuleDict(parts | {"norm": nn.LayerNorm(5), "conv": nn.Conv1d(3, 4, 2)}).state_dict(), "net.pt")
+    assert cli.main(["inspect", "net.pt", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"name": "words.weight", "shape": [7, 3], "dtype": "float32"} in found["tensors"]
+    kinds = {row["name"]: row["kinds"] for row in found["possible_layers"]}
+    assert kinds["words"][:2] == ["dense", "embedding"]
+    assert (kinds["rnn"], kinds["cell"], kinds["head"], "conv" in kinds) == (["lstm"], ["gru"], ["dense"], False)
+    assert "layer_norm" in kinds["norm"]
+    assert cli.main(["inspect", "net.pt"]) == 0
+    out = capsys.readouterr().out
+    line = next(line for line in out.splitlines() if "load_layers" in line)
+    assert "dense or embedding" in out
+    assert "rnn" in eval(line.partition(" builds")[0], {"fastrnn": fastrnn}) or "head" in line
+    assert cli.main(["inspect", "net.pt", "--prefix", "rnn."]) == 0
+    assert "lstm" in capsys.readouterr().out
+    assert "no tensors" in fails(capsys, "inspect", "net.pt", "--prefix", "absent.")
+
+
+def test_help_names_every_suffix(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["run", "--help"])
+    out = capsys.readouterr().out
+    for row in FORMATS:
+        assert all(suffix in out for suffix in row.suffixes)
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "values"),
+    [
+        ("bench", "--seconds", ["nan", "inf", "-1", "soon"]),
+        ("verify", "--tolerance", ["nan", "-1e-3", "little"]),
+        ("verify", "--seed", ["-1", "1.5"]),
+        ("bench", "--batch", ["0", "1,x", ""]),
+        ("run", "--threads", ["0", "two"]),
+    ],
+)
+def test_numbers_that_are_none(model, capsys, command, option, values):
+    for value in values:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([command, "net.frnn", option, value])
+        assert stop.value.code == 2
+        assert option in capsys.readouterr().err
+
+
 # verify
+
+
+def test_verify_against_another_file(model, capsys):
+    fastrnn.save(model, "same.frnn")
+    assert cli.main(["verify", "net.frnn", "--against", "same.frnn"]) == 0
+    assert "against same.frnn" in capsys.readouterr().out
+    dense = model.layers["1_dense"]
+    moved = fastrnn.Dense(dense.node.weights["weight"] * np.float32(1.01), activation="softmax")
+    fastrnn.save(fastrnn.Sequential(model.layers["0_gru"], moved), "moved.frnn")
+    assert cli.main(["verify", "net.frnn", "--against", "moved.frnn"]) == 1
+    np.save("x.npy", np.ones((1, 2, 3), np.float32))
+    assert cli.main(["verify", "net.frnn", "--against", "same.frnn", "-i", "x.npy", "--json"]) == 0
+    assert (
+        json.loads(capsys.readouterr().out.partition("\n{")[2].join(["{", ""]))["inputs"] == "given inputs x (1, 2, 3)"
+    )
 
 
 def test_verify(model, layer, capsys):
@@ -341,6 +480,33 @@ def test_bench_reports_the_length_that_a_file_fixes(tmp_path, capsys):
     fastrnn.save(fastrnn.Model(spec), tmp_path / "fixed.frnn")
     assert cli.main(["bench", str(tmp_path / "fixed.frnn"), "--seq-len", "100", "--seconds", "0.01", "--json"]) == 0
     assert {row["seq_len"] for row in json.loads(capsys.readouterr().out)["rows"]} == {6}
+
+
+def test_bench_leaves_out_sizes_that_a_file_fixes(folder, capsys):
+    node = fastrnn.RNN(np.eye(2), np.eye(2)).node
+    spec = ModelSpec([replace(node, inputs=("x",))], [Tensor("x", (3, None, 2))], [Tensor("y", None)])
+    fastrnn.save(fastrnn.Model(spec), "fixed.frnn")
+    assert cli.main(["bench", "fixed.frnn", "--batch", "1,8", "--seq-len", "4,5", "--seconds", "0", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert [(row["batch"], row["seq_len"]) for row in json.loads(out)["rows"]] == [(3, 4), (3, 5)]
+    assert err == "batch 1, 8: the file fixes it at 3\n"
+
+
+def test_bench_counts_the_products_that_are_done(rng):
+    """Padding is skipped and a last step is one step, so neither counts as if it were more."""
+    gru = fastrnn.GRU(weights(rng, 24, 3), weights(rng, 24, 8))
+    head = fastrnn.Dense(weights(rng, 4, 8))
+    words = fastrnn.Embedding(weights(rng, 9, 3), mask_zero=True)
+    x, ids = weights(rng, 2, 5, 3), np.array([[1, 2, 0, 0, 0], [1, 2, 3, 4, 0]])
+    a_step, a_row = 2.0 * 24 * 11, 2.0 * 32
+    for model, feed, want in (
+        (fastrnn.Sequential(gru, head), x, 10 * a_step + 10 * a_row),
+        (fastrnn.Sequential(gru.last(), head), x, 10 * a_step + 2 * a_row),
+        (fastrnn.Sequential(words, gru, head), ids, 6 * a_step + 10 * a_row),
+    ):
+        assert cli_bench.flops(model.graph, model.trace({"x": feed})) == want
+    feeds = random_inputs(fastrnn.Sequential(words, gru).spec, 0, 4, 50, padded=False)
+    assert feeds["x"].min() == 1
 
 
 # doctor

@@ -19,17 +19,19 @@ from ..errors import FastrnnError, FormatError, UnsupportedError
 from ..file_writer import check_target
 from ..spec import GATES, ModelSpec, Node, Tensor
 from .files import map_file, name_list, short
-from .state_dict import PLAIN_WEIGHTS, other_layers
+from .state_dict import PLAIN_WEIGHTS, other_layers, possible_layers
 
 __all__ = [
     "FORMATS",
     "Format",
+    "bare_weights",
     "check_destination",
     "find_format",
     "load_layer_specs",
     "load_spec",
     "load_tensors",
     "load_weights",
+    "possible_layers",
 ]
 
 
@@ -193,6 +195,16 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray] | None:
     with _Named(path):
         file = _module(row).open_tensors(path)
         return dict(file) if other_layers(file) else None
+
+
+def bare_weights(path: str | os.PathLike[str]) -> Mapping[str, np.ndarray] | None:
+    """The tensors of a file that names tensors and describes no network; None where it describes one."""
+    row = find_format(path)
+    with _Named(path):
+        module = _module(row)
+        if not row.has_graph:
+            return module.open_tensors(path)
+        return None if not hasattr(module, "has_model") or module.has_model(path) else module.load_tensors(path)
 
 
 def load_layer_specs(

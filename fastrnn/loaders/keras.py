@@ -127,6 +127,12 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return {name: array.astype(array.dtype.newbyteorder("=")) for name, array in arrays.items()}
 
 
+def has_model(path: str | os.PathLike[str]) -> bool:
+    """Whether a file holds the configuration of its model beside the weights."""
+    with open_checkpoint(path) as checkpoint:
+        return checkpoint.config is not None
+
+
 def supported() -> dict[str, Iterable[str]]:
     """What is converted, for the table in docs/formats.md."""
     from .keras_functions import FUNCTIONS

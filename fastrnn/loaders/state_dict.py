@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FormatError, ShapeError, UnsupportedError
+from ..errors import FastrnnError, FormatError, ShapeError, UnsupportedError
 from ..spec import GATES, ModelSpec, Node, Tensor
 from .files import name_list
 from .limits import MAX_LAYERS
@@ -295,10 +295,7 @@ def layer_nodes(tensors: Mapping[str, Any], roots: Iterable[str], names: Mapping
     FormatError
         Names are not in the file, or in several places of it; the error lists all of them.
     """
-    groups: dict[str, dict[str, str]] = {}
-    for key in tensors:
-        owner, _, weight = key.rpartition(".")
-        groups.setdefault(owner, {})[weight] = key
+    groups = _by_owner(tensors)
     known_roots = sorted(set(roots), key=len)
     places = {name: [r for r in known_roots if (r + name).rstrip(".") in groups] for name in names}
     absent = [name for name, found in places.items() if not found]
@@ -312,6 +309,35 @@ def layer_nodes(tensors: Mapping[str, Any], roots: Iterable[str], names: Mapping
     return {
         name: layer_node({k: tensors[v] for k, v in keys.items()}, name, names[name]) for name, keys in chosen.items()
     }
+
+
+def possible_layers(tensors: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the tensors under each prefix may be: rows of ``name``, ``kinds`` that they fit, and ``detail`` in words."""
+    rows = []
+    for name, keys in _by_owner(tensors).items():
+        parts = {weight: tensors[key] for weight, key in keys.items()}
+        kinds = [op for op in (*GATES, *PLAIN_WEIGHTS) if _fits(parts, name, op)]
+        if kinds:
+            shapes = ", ".join(f"{weight} {np.shape(value)}" for weight, value in sorted(parts.items()))
+            rows.append({"name": name, "kinds": kinds, "detail": shapes})
+    return rows
+
+
+def _fits(tensors: Mapping[str, Any], name: str, op: str) -> bool:
+    try:
+        layer_node(tensors, name, op)
+    except FastrnnError:
+        return False
+    return True
+
+
+def _by_owner(tensors: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Prefixes of the names -> names of weights below them -> whole names."""
+    groups: dict[str, dict[str, str]] = {}
+    for key in tensors:
+        owner, _, weight = key.rpartition(".")
+        groups.setdefault(owner, {})[weight] = key
+    return groups
 
 
 def bare_spec(node: Node, source: str) -> ModelSpec:
