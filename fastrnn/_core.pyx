@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
 """Handles over the C library: lifetime, buffers and the GIL; no arithmetic and no policy.
 
-Whoever calls has checked shapes and dtypes (layers.py, recurrent.py): arrays are float32 and C-contiguous.
+Whoever calls has checked shapes (layers.py, recurrent.py), and made arrays what C reads (arrays.py).
 """
 
 from libc.math cimport INFINITY
@@ -112,9 +112,27 @@ cdef int check(c_api.frnn_status status) except -1:
     raise RuntimeError(f"unexpected status {status} from the C library")
 
 
+cdef int fit(cnp.ndarray array, int kind) except -1:
+    """Refuse what C cannot read; whoever calls has made arrays with c_array (arrays.py)."""
+    if cnp.PyArray_TYPE(array) != kind or not cnp.PyArray_ISCARRAY_RO(array):
+        raise ValueError(f"an array of {array.dtype} reached C that is not as c_array() makes it")
+    return 0
+
+
 cdef float *floats(array) except? NULL:
     """Data of a float32 array; NULL for None."""
-    return NULL if array is None else <float *> cnp.PyArray_DATA(<cnp.ndarray> array)
+    if array is None:
+        return NULL
+    fit(<cnp.ndarray> array, cnp.NPY_FLOAT32)
+    return <float *> cnp.PyArray_DATA(<cnp.ndarray> array)
+
+
+cdef int64_t *integers(array) except? NULL:
+    """Data of an int64 array; NULL for None."""
+    if array is None:
+        return NULL
+    fit(<cnp.ndarray> array, cnp.NPY_INT64)
+    return <int64_t *> cnp.PyArray_DATA(<cnp.ndarray> array)
 
 
 cdef bint is_exact(object array, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, bint writable):
@@ -280,10 +298,7 @@ cdef class RecurrentHandle:
         if y is not None and reverse_output and seq_len > 0:
             call.y += (seq_len - 1) * call.y_time_stride
             call.y_time_stride = -call.y_time_stride
-        if lengths is not None:
-            call.lengths = <const int64_t *> cnp.PyArray_DATA(<cnp.ndarray> lengths)
-        if times is not None:
-            call.times = <const int64_t *> cnp.PyArray_DATA(<cnp.ndarray> times)
+        call.lengths, call.times = integers(lengths), integers(times)
         call.padding = PADDINGS[padding]
         self.run(&call)
 
@@ -412,7 +427,7 @@ cdef class RowStates:
         call.h_0 = call.h_n = floats(self.h)
         call.c_0 = call.c_n = floats(self.c)
         if rows is not None:
-            call.state_rows = <const int64_t *> cnp.PyArray_DATA(<cnp.ndarray> rows)
+            call.state_rows = integers(rows)
             call.state_capacity = self.capacity
         return call
 
@@ -464,13 +479,11 @@ cdef class RowStates:
         step `positions` of each on (None: the first), into the same steps of the arrays y (any, features)."""
         cdef Py_ssize_t batch = len(x), k
         cdef ptrdiff_t at
-        cdef const int64_t *begins = NULL
+        cdef const int64_t *begins = integers(positions)
         cdef c_api.frnn_recurrent_call call
         cdef float **pointers
         if batch == 0 or seq_len == 0:
             return
-        if positions is not None:
-            begins = <const int64_t *> cnp.PyArray_DATA(<cnp.ndarray> positions)
         pointers = <float **> calloc(2 * batch, sizeof(float *))
         if pointers == NULL:
             raise MemoryError("not enough memory for the rows of a call")
@@ -483,7 +496,7 @@ cdef class RowStates:
             call.x, call.y = pointers[0], pointers[batch]
             call.x_rows, call.y_rows = <const float **> pointers, pointers + batch
             call.x_time_stride, call.y_time_stride = self.net.input_size, self.features
-            call.lengths = <const int64_t *> cnp.PyArray_DATA(lengths)
+            call.lengths = integers(lengths)
             self.net.run(&call)
         finally:
             free(pointers)
@@ -491,7 +504,7 @@ cdef class RowStates:
 
 def gather_steps(list arrays, cnp.ndarray begins, Py_ssize_t count, cnp.ndarray out):
     """out[k] = arrays[k][begins[k] : begins[k] + count], for contiguous arrays of one dtype."""
-    cdef const int64_t *first = <const int64_t *> cnp.PyArray_DATA(begins)
+    cdef const int64_t *first = integers(begins)
     cdef Py_ssize_t k, size = 0 if not len(arrays) else cnp.PyArray_NBYTES(out) // len(arrays)
     cdef char *to = cnp.PyArray_BYTES(out)
     for k in range(len(arrays)):
@@ -501,7 +514,7 @@ def gather_steps(list arrays, cnp.ndarray begins, Py_ssize_t count, cnp.ndarray 
 
 def scatter_steps(cnp.ndarray source, list arrays, cnp.ndarray begins, Py_ssize_t count):
     """arrays[k][begins[k] : begins[k] + count] = source[k], for contiguous arrays of one dtype."""
-    cdef const int64_t *first = <const int64_t *> cnp.PyArray_DATA(begins)
+    cdef const int64_t *first = integers(begins)
     cdef Py_ssize_t k, size = 0 if not len(arrays) else cnp.PyArray_NBYTES(source) // len(arrays)
     cdef const char *of = cnp.PyArray_BYTES(source)
     for k in range(len(arrays)):
@@ -517,11 +530,11 @@ def find_rows(ids, cnp.ndarray generations, cnp.ndarray stamps, int64_t stamp, c
     cdef Py_ssize_t k, count = cnp.PyArray_DIM(rows, 0), capacity = cnp.PyArray_DIM(generations, 0)
     cdef int64_t handle, row
     cdef const int64_t *handles = NULL
-    cdef const int64_t *opened = <const int64_t *> cnp.PyArray_DATA(generations)
-    cdef int64_t *seen = <int64_t *> cnp.PyArray_DATA(stamps)
-    cdef int64_t *found = <int64_t *> cnp.PyArray_DATA(rows)
+    cdef const int64_t *opened = integers(generations)
+    cdef int64_t *seen = integers(stamps)
+    cdef int64_t *found = integers(rows)
     if cnp.PyArray_Check(ids):
-        handles = <const int64_t *> cnp.PyArray_DATA(<cnp.ndarray> ids)
+        handles = integers(ids)
     for k in range(count):
         handle = handles[k] if handles != NULL else PyNumber_AsSsize_t((<list> ids)[k], OverflowError)
         row = <uint32_t> handle

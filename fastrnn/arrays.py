@@ -8,13 +8,13 @@ import numpy as np
 
 from .errors import ShapeError
 
-F32 = np.dtype(np.float32)
+F32, INT64 = np.dtype(np.float32), np.dtype(np.int64)
 
 
 def as_array(value: Any) -> np.ndarray:
-    """A NumPy view of an array-like: ndarray, torch tensor, DLPack object, nested list."""
+    """A NumPy view of an array-like: ndarray, torch tensor, DLPack object, nested list; of no subclass of ndarray."""
     if isinstance(value, np.ndarray):
-        return value
+        return np.asarray(value)
     if hasattr(value, "detach"):  # a torch tensor; NumPy knows no gradients, other devices, bfloat16, nor lazy signs
         value = value.detach().cpu().resolve_conj().resolve_neg()
         if str(value.dtype) == "torch.bfloat16":
@@ -27,15 +27,17 @@ def as_array(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
-def c_array(array: Any, dtype: Any) -> np.ndarray:
+def c_array(array: Any, dtype: np.dtype[Any]) -> np.ndarray:
     """``array`` as C takes it: of this dtype in the machine's byte order, C-contiguous and aligned, of no subclass.
 
     Without a copy where it is so already.  Every array that is handed to C comes from here, or was made by NumPy.
 
-    >>> c_array(np.frombuffer(bytes(9), np.float32, 2, offset=1), np.float32).flags.aligned
+    >>> c_array(np.frombuffer(bytes(9), np.float32, 2, offset=1), F32).flags.aligned
     True
     """
-    return np.require(np.asarray(array), np.dtype(dtype).newbyteorder("="), ["C", "A"])
+    if type(array) is np.ndarray and array.dtype is dtype and (flags := array.flags).c_contiguous and flags.aligned:
+        return array  # the common case, in a tenth of the time
+    return np.require(np.asarray(array), dtype, ["C", "A"])
 
 
 def as_float32(value: Any, name: str) -> np.ndarray:
@@ -47,8 +49,6 @@ def as_float32(value: Any, name: str) -> np.ndarray:
     >>> as_float32([1, 2], "x")
     array([1., 2.], dtype=float32)
     """
-    if type(value) is np.ndarray and value.dtype is F32 and value.flags.c_contiguous and value.flags.aligned:
-        return value  # the common case costs nothing
     try:
         array = as_array(value)
     except ValueError as error:  # rows of different lengths

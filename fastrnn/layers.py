@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from . import _core, runtime
-from .arrays import as_array, as_float32
+from .arrays import F32, as_array, as_float32, c_array
 from .errors import ShapeError
 from .spec import OPS, ROW_ACTIVATIONS, Node, activation
 
@@ -383,8 +383,8 @@ class BatchNorm(Stateless):
     def _build(self) -> None:
         w = {key: value.astype(np.float64) for key, value in self.node.weights.items()}
         scale = w.get("weight", 1.0) / np.sqrt(w["var"] + self.node.attr("eps"))
-        self._scale = np.ascontiguousarray(scale, np.float32)
-        self._shift = np.ascontiguousarray(w.get("bias", 0.0) - w["mean"] * scale, np.float32)
+        self._scale = c_array(scale, F32)
+        self._shift = c_array(w.get("bias", 0.0) - w["mean"] * scale, F32)
 
     def run_node(self, inputs: Inputs) -> Outputs:
         x = inputs[0]
@@ -392,7 +392,7 @@ class BatchNorm(Stateless):
         if self.node.attr("channels_first") and x.ndim > 2:
             if x.shape[1] != len(self._scale):
                 raise ShapeError(f"{self.name!r} takes arrays whose axis 1 is {len(self._scale)}, got shape {x.shape}")
-            (y,) = self._last(np.ascontiguousarray(np.moveaxis(x, 1, -1)))
+            (y,) = self._last(c_array(np.moveaxis(x, 1, -1), F32))
             return (np.ascontiguousarray(np.moveaxis(y, -1, 1)),)
         return self._last(x)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from .arrays import as_array, as_float32
+from .arrays import as_array, as_float32, c_array
 from .errors import ShapeError, UnsupportedError
 from .graph.streaming import Streamed, StreamState, streamed
 from .inspect import batch_axes
@@ -171,7 +171,7 @@ class ModelStore:
         for place, (name, made) in enumerate(self._chunk(rows, chunks).items()):
             targets = y if len(self._outputs) == 1 else [results[place] for results in y]
             if self._each_step(name):
-                _core.scatter_steps(np.ascontiguousarray(made), targets, begins, count)
+                _core.scatter_steps(c_array(made, made.dtype), targets, begins, count)
             else:
                 for target, result in zip(targets, made):
                     target[...] = result
@@ -348,4 +348,4 @@ def _whole(value: Any, tensor: Tensor) -> np.ndarray:
     array = as_array(value)
     if array.dtype.kind not in "iub" and not (array.dtype.kind == "f" and np.all(np.floor(array) == array)):
         raise ShapeError(f"input {tensor.name!r} takes whole numbers ({tensor.dtype}), got dtype {array.dtype}")
-    return np.ascontiguousarray(array, np.dtype(tensor.dtype))
+    return c_array(array, np.dtype(tensor.dtype))

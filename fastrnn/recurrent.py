@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import _core, runtime
-from .arrays import F32, as_array, as_float32, check_out
+from .arrays import F32, INT64, as_array, as_float32, c_array, check_out
 from .errors import ShapeError, UnsupportedError
 from .layer_store import LayerStore
 from .layers import Inputs, Layer, Outputs
@@ -316,7 +316,7 @@ class Recurrent(Layer):
         padded = np.zeros((len(arrays), int(found.max(initial=0)), self.input_size), np.float32)
         for row, array in zip(padded, arrays):
             row[: len(array)] = array
-        return (padded if self.batch_first else np.ascontiguousarray(padded.swapaxes(0, 1))), found
+        return (padded if self.batch_first else c_array(padded.swapaxes(0, 1), F32)), found
 
     def _state_shapes(self, batch: int) -> list[tuple[int, int, int]]:
         shapes = [(self._states, batch, self.output_size)]
@@ -391,7 +391,7 @@ class Recurrent(Layer):
         array = as_array(lengths)
         if array.shape != (batch,) or (array.dtype.kind not in "iu" and array.size):
             raise ShapeError(f"lengths must be ({batch},) integers, got {array.dtype} of shape {array.shape}")
-        array = np.ascontiguousarray(array, np.int64)
+        array = c_array(array, INT64)
         if array.size and (array.min() < 0 or array.max() > seq_len):
             raise ShapeError(f"lengths must lie in 0 .. {seq_len}, got {array.min()} .. {array.max()}")
         return array

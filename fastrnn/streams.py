@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from . import _core
-from .arrays import as_array
+from .arrays import INT64, as_array, c_array
 from .errors import PoolFullError, ShapeError, UnknownStreamError
 from .loaders.state_bytes import state_from_bytes, state_to_bytes
 
@@ -341,7 +341,7 @@ class Pool:
             if not isinstance(handles, np.ndarray):
                 handles = list(handles)
             elif handles.ndim == 1 and handles.dtype.kind in "iu":
-                handles = np.ascontiguousarray(handles, np.int64)
+                handles = c_array(handles, INT64)
             else:
                 raise TypeError
             rows = self._found[: len(handles)] if len(handles) <= self.capacity else np.empty(len(handles), np.int64)

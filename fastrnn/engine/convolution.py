@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .. import _core, runtime
+from ..arrays import F32, c_array
 from ..errors import ShapeError
 from ..spec import Node
 from ..spec import activation as activation_of
@@ -25,7 +26,7 @@ class Convolution:
     """
 
     def __init__(self, node: Node, backend: str | None = None):
-        weight = np.ascontiguousarray(node.weights["weight"], np.float32)
+        weight = c_array(node.weights["weight"], F32)
         bias = node.weights.get("bias")
         groups, transposed = node.attr("groups"), node.op == "conv_transpose"
         if weight.ndim < 3 or 0 in weight.shape or groups < 1 or weight.shape[0] % groups:
@@ -40,11 +41,11 @@ class Convolution:
         self.group_channels, self.group_features = self.channels // groups, self.features // groups
         if bias is not None and bias.shape != (self.features,):
             raise ShapeError(f"{node.op} {node.name!r}: bias must be ({self.features},), got {bias.shape}")
-        self.bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
+        self.bias = None if bias is None else c_array(bias, F32)
         given = node.attrs.get("activation", "linear")
         self.activation = None if given == "linear" else activation_of(given)
         self.depthwise = not transposed and groups > 1 and self.group_channels == self.group_features == 1
-        self.taps = np.ascontiguousarray(weight.reshape(self.features, -1).T) if self.depthwise else weight[:0]
+        self.taps = c_array(weight.reshape(self.features, -1).T, F32) if self.depthwise else weight[:0]
         self.handles = []
         if self.depthwise:
             return
@@ -57,8 +58,7 @@ class Convolution:
             else:  # (out, in, *kernel) -> (out; *kernel, in)
                 matrix = np.moveaxis(part, 1, -1).reshape(self.group_features, -1)
                 shift = None if self.bias is None else self.bias[g * self.group_features :][: self.group_features]
-            shift = None if shift is None else np.ascontiguousarray(shift)
-            self.handles.append(_core.DenseHandle(np.ascontiguousarray(matrix), shift, fused, self.backend))
+            self.handles.append(_core.DenseHandle(c_array(matrix, F32), shift, fused, self.backend))
 
     @property
     def nbytes(self) -> int:

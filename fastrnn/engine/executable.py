@@ -16,6 +16,7 @@ from weakref import ref
 import numpy as np
 
 from .. import _core, operators
+from ..arrays import c_array
 from ..errors import FastrnnError, ShapeError, UnsupportedError
 from ..run_limits import MAX_CHOICES, MAX_PLANS, MAX_VALUES
 from ..spec import Graph, Node
@@ -277,7 +278,7 @@ def _plain(array: np.ndarray | None) -> np.ndarray | None:
     """As ``Executable.run`` takes it."""
     if array is None or array.dtype.kind != "f":
         return array
-    return np.asarray(array, np.float32, order="C")
+    return c_array(array, F32)
 
 
 def _required(array: np.ndarray) -> np.ndarray:

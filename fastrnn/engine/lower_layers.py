@@ -135,7 +135,7 @@ def _embedding(b: Builder, node: Node, layer: Embedding, x: Values) -> Values:
 
 def _masking(b: Builder, node: Node, layer: Any, x: Values) -> Values:
     y, mask = b.held(x[0].shape, F32), b.held(x[0].shape[:-1], bool)
-    b.host(lambda a: layer.run_node([np.ascontiguousarray(a)]), [x[0]], [y, mask])
+    b.host(lambda a: layer.run_node([a]), [x[0]], [y, mask])
     return [y, mask]
 
 

@@ -176,7 +176,7 @@ def _pool(b: Builder, node: Node, layer: Any, x: Values) -> Values:
             b.binary_to(y, "max" if largest else "add", y, tap)
         if not largest:
             counts = np.moveaxis(operators.pool_counts(node, x[0].shape, ceil_mode), 1, -1)
-            b.binary_to(y, "div", y, known(b, np.ascontiguousarray(counts, np.float32)))
+            b.binary_to(y, "div", y, known(b, counts.astype(np.float32)))
     return [_channels_first(y)]
 
 

@@ -10,6 +10,7 @@ from weakref import ref
 import numpy as np
 
 from .. import _core, run_limits
+from ..arrays import c_array
 from .builder import HostStep, Segment
 from .tensors import F32, Value
 
@@ -78,7 +79,7 @@ class Plan:
     def run(self, arrays: Sequence[np.ndarray], threads: int, blocks: Blocks) -> list[np.ndarray]:
         """Results for input arrays."""
         block = blocks.take(self.block_size)
-        inputs = [np.ascontiguousarray(arrays[k]) for k in self._floats_in]
+        inputs = [c_array(arrays[k], F32) for k in self._floats_in]
         outputs = [np.empty(shape, np.float32) for shape in self._floats_out]
         run = Run(block, arrays, inputs, outputs)
         try:
