@@ -83,6 +83,19 @@ def test_a_free_dimension_is_no_constant():
     check(model(nodes, {"x": (None, 1)}, "y", zero=[0]), "shape gather reshape")
 
 
+def test_a_free_size_is_not_another_one(rng):
+    """Rows that are the batch and time together come apart by the size of the batch: what is left is time, not 1."""
+    nodes = [
+        node("shape", "z", "n"),
+        node("concat", "n rest", "to", axis=0),
+        node("reshape", "x to", "y"),
+        node("shape", "y", "steps", start=1, end=2),
+    ]
+    spec = model(nodes, {"x": (None, 2), "z": (None,)}, "steps", rest=[-1, 2])
+    feeds = {"x": rng.standard_normal((12, 2)), "z": np.zeros(3)}
+    assert reference.run(optimize(spec), feeds)["steps"] == [4]
+
+
 def test_dead_nodes_and_constants_go_but_inputs_stay(rng):
     nodes = [node("binary", "x c", "dead", function="add"), node("activation", "x", "y", activation="tanh")]
     better = check(model(nodes, {"x": (None, 2), "unread": (1,)}, "y", c=rng.standard_normal(2)), "activation")

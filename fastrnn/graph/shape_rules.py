@@ -123,13 +123,13 @@ def _reshape(facts: Known, node: Node, x: Shape, shape: Shape) -> Shape:
         total = None if x is None else product(x)
         rest = product(result[:at] + result[at + 1 :])
         result[at] = None if total is None or not rest else total // rest
-        if result[at] is None and x is not None:
+        if result[at] is None and x is not None and None not in wanted:
             result[at] = _remaining(x, result[:at] + result[at + 1 :])
     return tuple(result)
 
 
 def _remaining(x: Sizes, others: list[int | None]) -> int | None:
-    """What -1 stands for where the free dimensions of x are those that remain: (None, 4, 5) as (0, -1) is 20."""
+    """What -1 stands for where the free dimension of x is copied: (None, 4, 5) as (0, -1) is 20."""
     free = sum(n is None for n in x)
     if free != 1 or others.count(None) != 1:
         return None
