@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from .array_files import SUFFIXES, read, write
-from .errors import FormatError, ShapeError, UnsupportedError
+from .errors import FormatError, ShapeError
 from .file_writer import check_target, write_file
 from .inspect import batch_axes, input_shape, optional_inputs
 from .loaders import find_format
 from .model import Model, load
-from .spec import GATES, ModelSpec, Tensor
+from .spec import ModelSpec, Tensor
 
 Arrays = dict[str, np.ndarray]
 
@@ -36,12 +36,13 @@ def run(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
     for path in files:
         check_target(path)  # before the work, not after it
 
-    feeds, added = _with_batch(model.spec, _read_inputs(args.inputs, model.spec))
     lengths = None if args.lengths is None else _read_lengths(args.lengths)
+    own = {} if lengths is None or "lengths" not in (t.name for t in model.inputs) else {"lengths": lengths}
+    feeds, added = _with_batch(model.spec, _read_inputs(args.inputs, model.spec, own))
     started = time.perf_counter()
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for chunk, chunk_lengths in _chunks(model, feeds, lengths, args.batch_size):
-        results = _call(model, chunk, chunk_lengths)
+        results = model.run(chunk, lengths=chunk_lengths)
         for name in names:
             parts[name].append(results[name])
     outputs = {name: _joined(model.spec, name, arrays, added) for name, arrays in parts.items()}
@@ -83,9 +84,9 @@ def _file_name(tensor: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in tensor)
 
 
-def _read_inputs(given: Sequence[str], spec: ModelSpec) -> Arrays:
-    """The arrays that a run needs, by input name."""
-    feeds, names = read_arrays(given, spec), [tensor.name for tensor in spec.inputs]
+def _read_inputs(given: Sequence[str], spec: ModelSpec, known: Arrays) -> Arrays:
+    """The arrays that a run needs, by input name; some are ``known``."""
+    feeds, names = known | read_arrays(given, spec), [tensor.name for tensor in spec.inputs]
     unknown, missing = set(feeds) - set(names), set(names) - set(feeds) - optional_inputs(spec)
     if unknown or missing:
         raise ShapeError(f"inputs {sorted(feeds)} were given, the model takes {names}; give each as --input NAME=PATH")
@@ -191,7 +192,8 @@ def _row_axes(spec: ModelSpec, feeds: Arrays) -> dict[str, int]:
 
 def _rows_are_apart(model: Model, one: tuple[Arrays, Any], some: tuple[Arrays, Any]) -> bool:
     """Whether a row alone gives what it gives first of some: a model may sum over rows, or have outputs without any."""
-    axes, alone, among = batch_axes(model.spec), _call(model, *one), _call(model, *some)
+    axes = batch_axes(model.spec)
+    alone, among = (model.run(feeds, lengths=lengths) for feeds, lengths in (one, some))
     for name, array in among.items():
         axis = axes.get(name, 0)
         if array.ndim <= axis:
@@ -200,19 +202,6 @@ def _rows_are_apart(model: Model, one: tuple[Arrays, Any], some: tuple[Arrays, A
         if first.shape != alone[name].shape or not np.allclose(first, alone[name], 1e-3, 1e-5, equal_nan=True):
             return False
     return True
-
-
-def _call(model: Model, feeds: Arrays, lengths: np.ndarray | None) -> Arrays:
-    if lengths is None:
-        return model.run(feeds)
-    if len(model.spec.nodes) != 1 or model.spec.nodes[0].op not in GATES or not model.spec.nested_state:
-        raise UnsupportedError(
-            "--lengths is for a model of one recurrent layer; this one has more, give it a mask input"
-        )
-    x, *state = (feeds[tensor.name] for tensor in model.inputs if tensor.name in feeds)
-    y, final = model(x, tuple(state) if len(state) > 1 else state[0] if state else None, lengths=lengths)
-    finals = final if isinstance(final, tuple) else (final,)
-    return dict(zip((tensor.name for tensor in model.outputs), (y, *finals), strict=False))
 
 
 def _joined(spec: ModelSpec, name: str, arrays: list[np.ndarray], added: bool) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from .arrays import as_array, as_float32
 from .engine import Convolution, Executable
 from .errors import FormatError, ShapeError, UnsupportedError
 from .explain import explain
+from .graph.lengths import WithLengths, with_lengths
 from .graph.optimize import optimize
-from .inspect import optional_inputs
+from .inspect import batch_axes, optional_inputs
 from .layers import Activation, BatchNorm, Dense, Embedding, Layer, LayerNorm, Masking, Stack, Unstack
 from .model_store import ModelStore
 from .recurrent import Recurrent
+from .sequences import as_batch, is_list_of_sequences
 from .spec import OPS, Graph, ModelSpec, Node, Tensor
 from .streams import Pool, Store, Stream
 from .tolerance import recorded_problems
@@ -37,6 +40,9 @@ LAYERS: dict[str, type[Layer]] = {
     "unstack": Unstack,
 }
 """The class that runs each kind of node."""
+
+LAYER_OPTIONS = {"x", "state", "lengths", "mask", "out", "outputs"}
+"""What a recurrent layer takes by name."""
 
 _CELLS: dict[str, type[Layer]] = {"lstm": cells.LSTMCell, "gru": cells.GRUCell, "rnn": cells.RNNCell}
 
@@ -69,6 +75,10 @@ def build_layer(node: Node, backend: str | None = None) -> Layer:
     """The layer that runs a node."""
     kinds = _CELLS if OPS[node.op].attrs.get("unbatched") is not None and node.attr("unbatched") else LAYERS
     return kinds[node.op].from_node(node, backend)
+
+
+class _SequencesGiven(Exception):  # noqa: N818 (a question, not an error)
+    """An input is a list of sequences of different lengths."""
 
 
 class Model:
@@ -129,38 +139,77 @@ class Model:
             isa_kernels=self._isa_kernels,
         )
 
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """Run on arrays in the order of ``inputs``.
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """Run on arrays in the order of ``inputs``, or by their names: ``model(ids, speaker=s)``.
 
         One output gives an array, several a tuple in the order of ``outputs``.  A model that is one recurrent layer
         takes and returns what the layer does: ``y, state = model(x, state=None, lengths=None)``; where a final
         recurrent layer came from PyTorch the result is ``(y, state)`` too.
+
+        Parameters
+        ----------
+        *inputs, **named
+            A list of sequences of different lengths stands for their batch.
+        lengths : (batch,) integers in 0 .. seq_len, optional
+            Steps that each sequence has; see :meth:`run`.  An input of that name comes first.
+
+        Raises
+        ------
+        ShapeError
+            Inputs are missing, unknown or given twice, or arrays do not fit.
+        UnsupportedError
+            Nodes cannot respect lengths; all of them are named.
         """
-        if self._bare is not None:
-            return self._bare(*inputs, **options)
-        if options:
-            raise TypeError(
-                f"unexpected option(s) {', '.join(options)}: only a model of one recurrent layer takes them"
-            )
-        required = [t.name for t in self.inputs if t.name not in self._optional]
-        if not len(required) <= len(inputs) <= len(self.inputs):
-            raise ShapeError(
-                f"the model takes {len(self.inputs)} input(s) ({self._names(self.inputs)}), got {len(inputs)}"
-            )
-        results = self._run(self._executable, dict(zip(self._input_names, inputs)))
+        if self._bare is not None and not (named.keys() - LAYER_OPTIONS) & self._names_taken:
+            return self._bare(*inputs, **named)
+        lengths = named.pop("lengths", None) if "lengths" not in self._names_taken else None
+        feeds = dict(zip(self._input_names, inputs))
+        if named:
+            if twice := sorted(feeds.keys() & named):
+                raise ShapeError(f"given by position and by name: {', '.join(twice)}")
+            feeds |= named
+        elif len(inputs) < len(self.inputs) - len(self._optional):
+            raise ShapeError(self._count_message(inputs))
+        if len(inputs) > len(self.inputs):
+            raise ShapeError(self._count_message(inputs))
+        results = self._run(self._executable, feeds, lengths)
         if self.spec.nested_state:
             return results[0], (tuple(results[1:]) if len(results) > 2 else results[1])
         return results[0] if len(results) == 1 else tuple(results)
 
-    def run(self, feeds: Mapping[str, Any], outputs: str | Iterable[str] | None = None) -> dict[str, np.ndarray]:
-        """Run by names: ``{input: array}`` gives ``{output: array}``, all outputs or those asked for."""
+    def _count_message(self, inputs: Sequence[Any]) -> str:
+        return f"the model takes {len(self.inputs)} input(s) ({self._names(self.inputs)}), got {len(inputs)}"
+
+    def run(
+        self, feeds: Mapping[str, Any], outputs: str | Iterable[str] | None = None, lengths: Any = None
+    ) -> dict[str, np.ndarray]:
+        """Run by names: ``{input: array}`` gives ``{output: array}``, all outputs or those asked for.
+
+        Parameters
+        ----------
+        feeds : dict of arrays
+            A list of sequences of different lengths stands for their batch.
+        outputs : name or names, optional
+        lengths : (batch,) integers in 0 .. seq_len, optional
+            Steps that each sequence of a padded batch has, in all inputs that have sequences.  Each row then has the
+            result of its sequence alone; outputs with steps are 0 beyond it.  An input named ``lengths`` comes first.
+
+        Raises
+        ------
+        ShapeError
+            Names, shapes or lengths do not fit.
+        UnsupportedError
+            Nodes cannot respect lengths; all of them are named.
+        """
         wanted = self._output_names if outputs is None else [outputs] if isinstance(outputs, str) else list(outputs)
         unknown = [name for name in wanted if name not in self._output_names]
         if unknown:
             raise ShapeError(
                 f"no output named {', '.join(map(repr, unknown))}; the model has {self._names(self.outputs)}"
             )
-        values = dict(zip(self._output_names, self._run(self._executable, feeds)))
+        if lengths is not None and "lengths" in self._names_taken:
+            feeds, lengths = {"lengths": lengths, **feeds}, None
+        values = dict(zip(self._output_names, self._run(self._executable, feeds, lengths)))
         return {name: values[name] for name in wanted}
 
     def trace(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -170,14 +219,35 @@ class Model:
         made = list(dict.fromkeys([*given, *self.graph.constants, *written]))
         return dict(zip(made, self._run(self._executable_for(made), feeds)))
 
-    def _run(self, executable: Executable, feeds: Mapping[str, Any]) -> list[np.ndarray]:
+    def _run(self, executable: Executable, feeds: Mapping[str, Any], lengths: Any = None) -> list[np.ndarray]:
         if feeds.keys() != self._names_taken:
             feeds = self._complete(feeds)
-        arrays = [
-            value if type(value) is np.ndarray and value.dtype is tensor_dtype else self._take(name, value)
-            for (name, tensor_dtype), value in zip(self._taken, map(feeds.__getitem__, self._input_names))
-        ]
+        if lengths is not None:
+            return self._run_sequences(feeds, lengths)
+        try:
+            arrays = [
+                value if type(value) is np.ndarray and value.dtype is tensor_dtype else self._take(name, value)
+                for (name, tensor_dtype), value in zip(self._taken, map(feeds.__getitem__, self._input_names))
+            ]
+        except _SequencesGiven:
+            if executable is not self._executable:
+                raise ShapeError("sequences of different lengths are for calls and run(); give arrays") from None
+            return self._run_sequences(feeds, None)
         return executable.run(arrays, self._threads or runtime.get_num_threads())
+
+    def _run_sequences(self, feeds: Mapping[str, Any], lengths: Any) -> list[np.ndarray]:
+        """Outputs for a batch of sequences of different lengths."""
+        plan, model = self._with_lengths
+        return model._run(model._executable, as_batch(plan, feeds, lengths))
+
+    @cached_property
+    def _with_lengths(self) -> tuple[WithLengths, Model]:
+        plan = with_lengths(self.graph)
+        return plan, self.rebuilt(plan.spec)
+
+    @cached_property
+    def _batch_axes(self) -> dict[str, int]:
+        return batch_axes(self.spec)
 
     def _complete(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """All inputs, absent ones as None."""
@@ -196,6 +266,8 @@ class Model:
                 self._complete({name: None})
             return None
         tensor = self.inputs[self._input_names.index(name)]
+        if isinstance(value, (list, tuple)) and is_list_of_sequences(value, self._batch_axes.get(name, 0)):
+            raise _SequencesGiven
         return as_float32(value, name) if tensor.dtype == "float32" else _as_dtype(value, tensor)
 
     def _check_shapes(self, arrays: Sequence[np.ndarray | None]) -> None:

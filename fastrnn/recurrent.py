@@ -13,10 +13,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import _core, runtime
-from .arrays import F32, INT64, as_array, as_float32, c_array, check_out
+from .arrays import F32, as_array, as_float32, check_out
 from .errors import ShapeError, UnsupportedError
 from .layer_store import LayerStore
 from .layers import Inputs, Layer, Outputs
+from .sequences import check_lengths, pad
 from .spec import CELL_ACTIVATIONS, OPS, Node, activation, weight_suffixes
 from .streams import Pool, Store, Stream
 
@@ -313,10 +314,9 @@ class Recurrent(Layer):
         if wrong:
             raise ShapeError(f"each sequence must be (seq_len, {self.input_size}): {', '.join(wrong)}")
         found = np.array([len(a) for a in arrays], np.int64)
-        padded = np.zeros((len(arrays), int(found.max(initial=0)), self.input_size), np.float32)
-        for row, array in zip(padded, arrays):
-            row[: len(array)] = array
-        return (padded if self.batch_first else c_array(padded.swapaxes(0, 1), F32)), found
+        sizes = len(arrays), int(found.max(initial=0))
+        axes = (0, 1) if self.batch_first else (1, 0)
+        return pad(arrays, (*(sizes[k] for k in axes), self.input_size), F32, *axes), found
 
     def _state_shapes(self, batch: int) -> list[tuple[int, int, int]]:
         shapes = [(self._states, batch, self.output_size)]
@@ -375,7 +375,7 @@ class Recurrent(Layer):
     ) -> tuple[np.ndarray, np.ndarray | None, str]:
         """Steps to run: how many, which (None: the first ones), and what y holds elsewhere."""
         if mask is None:
-            return self._check_lengths(lengths, batch, seq_len), None, "zero"
+            return check_lengths(lengths, batch, seq_len), None, "zero"
         if lengths is not None:
             raise ShapeError("lengths and mask together are ambiguous; give one of them")
         mask = as_array(mask)
@@ -386,15 +386,6 @@ class Recurrent(Layer):
         mask = mask.astype(bool)
         times = np.argsort(~mask, axis=1, kind="stable")  # steps to run first, each part in the order of time
         return mask.sum(1, dtype=np.int64), times, "zero" if self._zero_masked else "repeat"
-
-    def _check_lengths(self, lengths: Any, batch: int, seq_len: int) -> np.ndarray:
-        array = as_array(lengths)
-        if array.shape != (batch,) or (array.dtype.kind not in "iu" and array.size):
-            raise ShapeError(f"lengths must be ({batch},) integers, got {array.dtype} of shape {array.shape}")
-        array = c_array(array, INT64)
-        if array.size and (array.min() < 0 or array.max() > seq_len):
-            raise ShapeError(f"lengths must lie in 0 .. {seq_len}, got {array.min()} .. {array.max()}")
-        return array
 
     def _last_output(self, h_n: np.ndarray, y: np.ndarray | None, steps: np.ndarray | None, mask: Any) -> np.ndarray:
         """The final h of each direction of the last layer, merged.  ``steps``: real steps of masked rows."""

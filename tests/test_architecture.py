@@ -21,7 +21,7 @@ LADDER = (
     {"onnx_operator"},
     {"operators"},
     {"graph"},
-    {"runtime", "reference"},
+    {"runtime", "reference", "sequences"},
     {"inspect", "tolerance"},
     {"loaders"},
     {"streams"},

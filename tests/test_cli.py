@@ -217,7 +217,10 @@ def test_nothing_is_overwritten_or_half_written(model, rng, folder, capsys, monk
         (["run", "net.frnn", "-i", "words.csv", "-o", "y.npy"], "words.csv"),
         (["run", "net.frnn", "-i", "x.npy", "-o", "y.txt"], "expected a name that ends in .npy, .npz, .csv"),
         (["run", "net.frnn", "-i", "x.npy", "-o", "y.csv"], "a table has two dimensions"),
-        (["run", "net.frnn", "-i", "x.npy", "-o", "y.npy", "--lengths", "1,2"], "--lengths is for a model of one"),
+        (
+            ["run", "net.frnn", "-i", "x.npy", "-o", "y.npy", "--lengths", "1,9"],
+            "lengths must lie in 0 .. 3, got 1 .. 9",
+        ),
         (["run", "net.frnn", "-i", "x.npy", "-o", "y.npy", "--lengths", "1,2,3"], "3 numbers, the inputs have 2 rows"),
         (["run", "net.frnn", "-i", "x.npy", "-o", "y.npy", "--lengths", "1,x"], "expected whole numbers"),
         (["run", "net.frnn", "-i", "x.npy", "-o", "y.npy", "--outputs", "z"], "--outputs names ['z']"),

@@ -115,8 +115,11 @@ def test_inputs_and_outputs_by_name():
         model(IDS, IDS)
     with pytest.raises(fastrnn.ShapeError, match=r"1 input\(s\) \('x'\), got 0"):
         model()
-    with pytest.raises(TypeError, match="lengths"):
-        model(IDS, lengths=[1, 2, 3])
+    assert_bits([model(x=IDS)], [model(IDS)], "by name")
+    with pytest.raises(fastrnn.ShapeError, match=r"unknown: ids; missing: x\); the model takes 'x'"):
+        model(ids=IDS)
+    with pytest.raises(fastrnn.ShapeError, match="by position and by name: x"):
+        model(IDS, x=IDS)
 
 
 def test_a_models_errors_name_the_layer():
