@@ -1,9 +1,11 @@
 """Small valid model files of every format, from which fuzz_loaders.py makes others."""
 
+import argparse
 import io
 import os
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +65,11 @@ def torch_seeds() -> Iterator[Seed]:
     buffer = io.BytesIO()
     torch.save({"epoch": 1, "state": {key: torch.from_numpy(array).half() for key, array in weights.items()}}, buffer)
     yield Seed("checkpoint.pt", buffer.getvalue())
+    buffer = io.BytesIO()
+    module = torch.nn.LSTM(3, 2, bidirectional=True)
+    options = argparse.Namespace(rate=np.float64(0.5), mean=np.ones(2), counts=Counter("aab"))
+    torch.save({"options": options, "optimizer": torch.optim.SGD(module.parameters()), "net": module}, buffer)
+    yield Seed("objects.pt", buffer.getvalue(), {"prefix": "net."})
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -165,11 +165,12 @@ def zip_attacks() -> Iterator[Attack]:
     yield Attack("zip_byteorder.pt", pt(state(), {"m/byteorder": b"middle"}), "byte order")
 
 
-def pickle_attacks() -> Iterator[Attack]:
+def commands() -> dict[str, tuple[bytes, str]]:
+    """Values whose making would run something or import something, and the name that their error must have."""
     command = f"touch {CANARY}"
     python = f"open({CANARY!r}, 'w')"
     system = call(name("os", "system"), text(command))
-    refused = {
+    return {
         "system": (system, "os.system"),
         "posix": (call(name("posix", "system"), text(command)), "posix.system"),
         "eval": (call(name("builtins", "eval"), text(python)), "builtins.eval"),
@@ -187,15 +188,22 @@ def pickle_attacks() -> Iterator[Attack]:
         "module": (name("torch.nn.modules.rnn", "LSTM") + b")\x81}b", "torch.nn.modules.rnn.LSTM"),
         "new_object": (name("subprocess", "Popen") + tuple_of(text(command)) + b"\x81", "subprocess.Popen"),
         "setstate": (name("os", "environ") + b")\x81" + b"}(" + text("a") + text("b") + b"ub", "os.environ"),
-        "argument": (call(REBUILD, system), "os.system"),
-        "storage_type": (tensor(held=storage(module="os", dtype="system")), "os.system"),
+        "argument": (call(call(name("os", "system"), system), system), "os.system"),
+        "storage_type": (storage(module="os", dtype="system"), "os.system"),
+        "options": (name("evil", "New") + b")" + b"}" + text("a") + system + b"s" + b"\x92", "os.system"),
+        "extension": (name("copyreg", "_reconstructor") + tuple_of(name("os", "system"), b"N", b"N") + b"R", "copyreg"),
         "list_item": (b"](" + system + b"e", "os.system"),
         "key": (b"}(" + system + text("a") + b"u", "os.system"),
         "many": (tuple_of(*(name("evil", f"f{k:03}") for k in range(100))), "f000.*and 60 more"),
         "not_text": (number(1) + number(2) + b"\x93", "not text"),
         "surrogate": (b"X\x03\x00\x00\x00\xed\xa0\x80" + text("x") + b"\x93", "never builds"),
     }
-    for label, (value, words) in refused.items():
+
+
+def pickle_attacks() -> Iterator[Attack]:
+    command = f"touch {CANARY}"
+    system = call(name("os", "system"), text(command))
+    for label, (value, words) in commands().items():
         words = words.replace(", ", ".*") if label == "partial" else words
         pattern = words if "*" in words else words.replace(".", r"\.")
         yield Attack(f"pickle_{label}.pt", pt(state(("a", value))), pattern)
@@ -211,7 +219,7 @@ def pickle_attacks() -> Iterator[Attack]:
         "obj": (program(b"(", text(command), b"o"), "uses OBJ"),
         "persid": (program(b"Pabc\n"), "uses PERSID"),
         "ext": (program(b"\x82\x01"), "uses EXT1"),
-        "long4": (program(b"\x8b\xff\xff\xff\x7f"), "uses LONG4"),
+        "long4": (program(b"\x8b\xff\xff\xff\x7f"), "truncated"),
         "string": (program(b"S'a'\n"), "uses STRING"),
         "buffer": (program(b"\x97"), "uses NEXT_BUFFER"),
         "unknown": (program(b"\xff"), "byte 0xff"),
@@ -236,20 +244,33 @@ def pickle_attacks() -> Iterator[Attack]:
         "items_of_list": (program(b"](", text("a"), text("b"), b"u"), "items in a value"),
         "append_to_dict": (program(b"}", text("a"), b"a"), "not a list"),
         "same_key": (state(("a", b"N"), ("a", b"N")), "'a' is stored twice"),
-        "same_key_text": (program(b"}(", number(1), b"N", text("1"), b"N", b"u"), "'1' is stored twice"),
-        "long_key": (program(b"}\x8a\xff" + b"\x01" * 255, b"Ns"), "an integer of 2033 bits"),
-        "tensor_key": (program(b"}(", tensor(), b"N", b"u"), "neither text nor an ordinary number"),
-        "deep_key": (program(b"}(", b")" + b"\x85" * 200_000, b"N", b"u"), "a tuple of 1"),
-        "steps": (program(b"]" * (MAX_PICKLE_STEPS + 1)), f"more than {MAX_PICKLE_STEPS} steps"),
+        "same_number": (program(b"}(", number(1), b"N", number(1), b"N", b"u"), "'1' is stored twice"),
+        "same_key_by_position": (program(b"}(", text("#1"), b"N", b")N", b"u"), "'#1' is stored twice"),
+        "long_key": (program(b"}\x8a\xff" + b"\x01" * 255, b"Ns"), "no tensors"),
+        "deep_key": (program(b"}(", b")" + b"\x85" * 200_000, b"N", b"u"), "no tensors"),
+        "steps": (program(b"N0" * (MAX_PICKLE_STEPS // 2 + 1)), f"more than {MAX_PICKLE_STEPS} steps"),
+        "global_of_any_length": (program(b"c" + b"x" * 100_000 + b"\ny\n"), "more than 1024 bytes"),
+        "pop_nothing": (program(b"0"), "damaged near byte"),
+        "pop_no_mark": (program(b"1"), "damaged near byte"),
+        "options_of_text": (program(text("a"), b")}\x92"), "new object of a plain value"),
+        "call_of_a_list": (program(name("a", "b"), b"]R"), "tuple of arguments"),
+        "new_of_a_list": (program(name("a", "b"), b"]\x81"), "new object of a plain value"),
+        "built_twice": (program(name("a", "b"), b")\x81}b}b"), "sets attributes of a plain value"),
+        "bytearray_length": (program(b"\x96" + b"\xff" * 7 + b"\x7f"), "truncated"),
         "marks": (program(b"(" * 300_000), "does not end with one value"),
-        "deep_list": (state(("a", b"]" * 200_000 + b"a" * 199_999)), "nested deeper"),
-        "deep_tuple": (state(("a", b")" + b"\x85" * 200_000)), "nested deeper"),
-        "deep_dict": (program(b"}", (text("a") + b"}") * 100_000, b"s" * 100_000), "nested deeper"),
-        "self_list": (state(("a", b"]q\x00h\x00a")), "nested deeper"),
-        "self_dict": (program(b"}q\x00", text("a"), b"h\x00s"), "nested deeper"),
+        "deep_list": (state(("a", b"]" * 200_000 + b"a" * 199_999)), "no tensors"),
+        "deep_tuple": (state(("a", b")" + b"\x85" * 200_000)), "no tensors"),
+        "deep_dict": (program(b"}", (text("a") + b"}") * 100_000, b"s" * 100_000), "no tensors"),
+        "deep_record": (state(("a", deep_record())), "no tensors"),
+        "deep_tensor": (state(("a", b"]" * 2_000 + tensor() + b"a" * 2_000)), "no tensors|nested deeper"),
+        "deep_tensor_33": (state(("a", b"]" * 33 + tensor() + b"a" * 33)), "nested deeper"),
+        "self_list": (state(("a", b"]q\x00h\x00a")), "no tensors"),
+        "self_dict": (program(b"}q\x00", text("a"), b"h\x00s"), "no tensors"),
+        "zigzag": (program(zigzag()), "no tensors|nested deeper"),
         "laughs": (state(("a", laughs(b"]", tensor()))), "50000 containers"),
         "laughs_of_one": (state(("a", laughs(b"]", tensor(), width=1000, levels=3))), "65536 tensors|50000 containers"),
-        "wide_laughs": (state(("a", wide_laughs())), f"more than {MAX_PICKLE_STEPS} values"),
+        "wide_laughs": (state(("a", wide_laughs())), "no tensors"),
+        "wide_laughs_with_a_tensor": (state(("a", wide_laughs(tensor()))), f"more than {MAX_PICKLE_STEPS} values"),
         "long_name": (state(("a" * 1000, tensor())), "1000 characters"),
         "same_name": (state(("a.b", tensor()), ("a", b"}" + text("b") + tensor() + b"s")), "are called 'a.b'"),
         "list": (program(b"]"), "a list"),
@@ -280,9 +301,25 @@ def laughs(container: bytes, leaf: bytes, width: int = 10, levels: int = 9) -> b
     return b"(" + result + b"t"
 
 
-def wide_laughs() -> bytes:
+def wide_laughs(leaf: bytes = b"N") -> bytes:
     """Many references to one long list of numbers: little memory, but long to walk."""
-    return b"]q\x00(" + b"N" * 10_000 + b"e" + b"](" + b"h\x00" * 10_000 + b"e\x86"
+    return b"]q\x00(" + b"N" * 10_000 + leaf + b"e" + b"](" + b"h\x00" * 10_000 + b"e\x86"
+
+
+def deep_record(depth: int = 100_000) -> bytes:
+    """Objects that were each made from the one before."""
+    return name("a", "B") + b"q\x00" + b"h\x00" * depth + b")\x81" + b"\x85\x81" * depth
+
+
+def zigzag(length: int = 3_000) -> bytes:
+    """A chain of lists of which every second one is found last: marking what holds the tensor at its end takes many
+    rounds."""
+    lists = b"".join(b"]r" + struct.pack("<I", k) for k in range(length))
+    order = [*range(0, length, 2), *range(1, length, 2)]
+    links = b"".join(b"j" + struct.pack("<I", k) + b"j" + struct.pack("<I", k + 1) + b"a0" for k in range(length - 1))
+    end = b"j" + struct.pack("<I", length - 1) + tensor() + b"a0"
+    seen = b"".join(b"j" + struct.pack("<I", k) for k in order)
+    return b"(" + lists + b"1" + links + end + b"}" + text("a") + b"](" + seen + b"es"
 
 
 def storage_attacks() -> Iterator[Attack]:

@@ -123,8 +123,6 @@ def test_file_of_parameters(tmp_path):
 
 def test_file_refused(tmp_path):
     path = tmp_path / "t.pt"
-    with pytest.raises(UnsupportedError, match=r"torch\.nn\.modules\.rnn\.LSTM.*state_dict"):
-        load_spec(save(nn.LSTM(2, 3), path))
     with pytest.raises(UnsupportedError, match=r"before PyTorch 1\.6.*state_dict"):
         load_spec(save(nn.LSTM(2, 3).state_dict(), path, _use_new_zipfile_serialization=False))
     with pytest.raises(UnsupportedError, match="a single tensor"):
@@ -138,7 +136,7 @@ def test_file_refused(tmp_path):
     with pytest.raises(UnsupportedError, match="float8_e4m3fn"):
         load_tensors(save({"t": torch.ones(3).to(torch.float8_e4m3fn)}, path))
     with pytest.raises(UnsupportedError, match=r"multiarray\.scalar', 'numpy\.dtype'"):
-        load_tensors(save({"t": torch.ones(3), "loss": np.float64(0.5)}, path))
+        load_tensors(save({"loss": np.float64(0.5)}, path))
 
 
 # Layers of larger files

@@ -101,6 +101,3 @@ def test_errors(tmp_path):
         model(np.zeros((1, 2, 3)))
     with pytest.raises(FormatError, match="no tensors under the prefix"):
         fastrnn.load(path, prefix="decoder.")
-    torch.save(Net(), tmp_path / "whole.pt")
-    with pytest.raises(UnsupportedError, match=r"never builds.*state_dict"):
-        load_tensors(tmp_path / "whole.pt")

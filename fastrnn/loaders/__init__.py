@@ -249,7 +249,7 @@ def load_layer_specs(
             )
         if not row.has_graph:
             file = module.open_tensors(path)
-            return {name: _alone(node) for name, node in layer_nodes(file, file.roots, kinds).items()}
+            return {name: _alone(node) for name, node in layer_nodes(file, kinds).items()}
         specs = _graph_layers(module, path, list(kinds), options)
         found = {name: " + ".join(node.op for node in spec.nodes) for name, spec in specs.items()}
         wrong = [f"{name} is {found[name]}, not {op}" for name, op in kinds.items() if op not in (None, found[name])]

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,15 +44,37 @@ def map_file(path: str | os.PathLike[str]) -> memoryview:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
+class Module(NamedTuple):
+    """What a file says of a layer beside its tensors: the class of torch.nn, "" for any other, and its attributes."""
+
+    kind: str
+    settings: Mapping[str, Any]
+
+
 class TensorFile(Mapping[str, np.ndarray]):
     """Tensors of a file by name; one is read when it is asked for.
 
-    ``roots`` are the prefixes at which a model may start: "" and, in a checkpoint of nested dictionaries, the path of
-    each dictionary with a dot at its end.
+    Attributes
+    ----------
+    roots : tuple of str
+        The prefixes at which a model may start: "" and, in a checkpoint of nested dictionaries, the path of each
+        dictionary with a dot at its end.
+    others : mapping
+        Names where a weight is to be expected, and what stands there instead.
+    modules : mapping
+        The modules of a file that holds whole ones, by their paths.
     """
 
-    def __init__(self, entries: dict[str, Any], read: Callable[[str], np.ndarray], roots: Iterable[str] = ("",)):
+    def __init__(
+        self,
+        entries: dict[str, Any],
+        read: Callable[[str], np.ndarray],
+        roots: Iterable[str] = ("",),
+        others: Mapping[str, str] | None = None,
+        modules: Mapping[str, Module] | None = None,
+    ):
         self._entries, self._read, self.roots = entries, read, tuple(roots)
+        self.others, self.modules = others or {}, modules or {}
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._entries:

@@ -17,10 +17,10 @@ MAX_MEMBERS = 65_536
 MAX_DIRECTORY_SIZE = 16 * MIB
 
 # Pickles inside .pt archives: a value costs at most about 100 bytes for each opcode
-MAX_PICKLE_SIZE = 64 * MIB
-MAX_PICKLE_STEPS = 1_000_000
+MAX_PICKLE_STEPS = 4_000_000  # vocabularies of a checkpoint take three for each word
+MAX_GLOBAL_LENGTH = 1_024  # characters of the name of a class
 
-# Nested dictionaries of a checkpoint
+# Containers of a checkpoint that lead to tensors
 MAX_NESTING = 32
 MAX_CONTAINERS = 50_000
 MAX_NAME_LENGTH = 512

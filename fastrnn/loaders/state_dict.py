@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import FastrnnError, FormatError, ShapeError, UnsupportedError
 from ..spec import GATES, ModelSpec, Node, Tensor
-from .files import name_list
+from .files import Module, TensorFile, name_list
 from .limits import MAX_LAYERS
 
 _RECURRENT_KEY = re.compile(r"(weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)(?:_l(0|[1-9][0-9]{0,5})(_reverse)?)?")
@@ -26,6 +26,13 @@ PLAIN_WEIGHTS = {
 }
 """PyTorch's name -> ours for the weights of layers that are not recurrent."""
 _IGNORED_KEYS = {"batch_norm": {"num_batches_tracked"}}  # of training only
+_PLAIN_KEYS = {key for names in PLAIN_WEIGHTS.values() for key in names}
+
+MODULES = {
+    **{f"{cell}{end}": cell.lower() for cell in ("LSTM", "GRU", "RNN") for end in ("", "Cell")},
+    "Linear": "dense", "Embedding": "embedding", "LayerNorm": "layer_norm", "BatchNorm1d": "batch_norm",
+}  # fmt: skip
+"""torch.nn's class -> kind of the layers that have weights."""
 
 
 def layer_kinds() -> tuple[str, ...]:
@@ -99,13 +106,35 @@ def spec_from_state_dict(
         Of a simple RNN, whose state_dict does not say it; default "tanh".
     """
     chosen = select(tensors, prefix)
+    others, modules = getattr(tensors, "others", {}), getattr(tensors, "modules", {})
+    wrong = {name: others[name] for name in select(others, prefix).values()}
     unknown = other_layers(chosen)
     if unknown or not chosen:
         found = f"tensors that are not of one recurrent layer: {name_list(unknown)}" if chosen else "no tensors"
         under = f" under the prefix {prefix!r}" if prefix else ""
-        raise FormatError(f"found {found}{under}; {_prefix_hint(tensors)}")
-    node = recurrent_node({key: tensors[name] for key, name in chosen.items()}, nonlinearity=nonlinearity)
+        raise FormatError(f"found {found}{under}{_instead(wrong, ', but ')}; {_prefix_hint(tensors)}")
+    if wrong:
+        raise UnsupportedError(f"found {_instead(wrong)}; {TENSOR_HINT}")
+    given = {key: tensors[name] for key, name in chosen.items()}
+    node = layer_node(given, "", None, modules.get(prefix.removesuffix(".")), nonlinearity)
     return bare_spec(node, source)
+
+
+TENSOR_HINT = "save it as a tensor, torch.as_tensor(array)"
+
+
+def _instead(others: Mapping[str, str], before: str = "") -> str:
+    """What stands where weights should, named."""
+    if not others:
+        return ""
+    listed = ", ".join(f"{name!r} is an object {what}" for name, what in sorted(others.items())[:40])
+    more = f" and {len(others) - 40} more" if len(others) > 40 else ""
+    return f"{before}{listed}{more}, no tensor"
+
+
+def is_weight(key: str) -> bool:
+    """Whether a name without its prefix is that of a weight that layers here have."""
+    return key in _PLAIN_KEYS or _RECURRENT_KEY.fullmatch(key) is not None
 
 
 def other_layers(names: Iterable[str]) -> list[str]:
@@ -268,11 +297,48 @@ def plain_node(tensors: Mapping[str, Any], name: str, op: str) -> Node:
     return Node(op, name, *wiring(op), attrs, arrays)
 
 
-def layer_node(tensors: Mapping[str, Any], name: str, op: str | None = None) -> Node:
-    """Build the node of one layer; without ``op`` it follows from the names and shapes where these leave no doubt."""
-    recurrent = any(_RECURRENT_KEY.fullmatch(key) for key in tensors)
-    if op in GATES or (op is None and recurrent):
-        return recurrent_node(tensors, name, op)
+def layer_node(
+    tensors: Mapping[str, Any],
+    name: str,
+    op: str | None = None,
+    module: Module | None = None,
+    nonlinearity: str | None = None,
+) -> Node:
+    """Build the node of one layer.
+
+    Its kind is ``op``, or that of the ``module`` that the tensors were in, or else follows from their names and shapes
+    where these leave no doubt.  Options are those of the module.
+
+    Raises
+    ------
+    UnsupportedError
+        The kind is in doubt, or the module is of a class, or has settings, that are not computed.
+    FormatError, ShapeError
+        The tensors are not those of such a layer.
+    """
+    kind, settings = module or Module("", {})
+    where, known = f"layer {name!r}", MODULES.get(kind)
+    if any(settings.get(key) for key in ("_forward_hooks", "_forward_pre_hooks")):
+        raise UnsupportedError(
+            f"{where}: is nn.{kind} with forward hooks, as weight_norm and spectral_norm set them; remove them"
+            " (torch.nn.utils.remove_weight_norm), then save again"
+        )
+    if kind and not known and op is None:
+        raise UnsupportedError(
+            f"{where}: is nn.{kind}, of which no layer is built; those of {', '.join(MODULES)} are,"
+            " fastrnn.load_tensors gives its tensors"
+        )
+    if known and op not in (None, known):
+        raise FormatError(f"{where}: asked for {op!r}, but it is nn.{kind}; ask for {known!r}")
+    if kind == "Embedding" and settings.get("max_norm") is not None:
+        raise UnsupportedError(f"{where}: is Embedding with max_norm, which changes the weights in the forward pass")
+    op = op or known
+    if op in GATES or (op is None and any(_RECURRENT_KEY.fullmatch(key) for key in tensors)):
+        told = settings.get("nonlinearity") if kind.startswith("RNN") else _NONLINEARITIES.get(settings.get("mode"))
+        if told and nonlinearity not in (None, told):
+            raise FormatError(f"{where}: nonlinearity={nonlinearity!r}, but the file says {told!r}; leave it out")
+        batch_first = settings.get("batch_first") is not False
+        return recurrent_node(tensors, name, op, nonlinearity or told, batch_first)
     if op is None:
         ranks = {key: np.ndim(value) for key, value in tensors.items()}
         if "running_mean" in ranks:
@@ -281,22 +347,33 @@ def layer_node(tensors: Mapping[str, Any], name: str, op: str | None = None) -> 
             op = "dense"
         else:
             raise UnsupportedError(
-                f"layer {name!r}: {name_list(tensors)} do not say what kind of layer they belong to;"
+                f"{where}: {name_list(tensors)} do not say what kind of layer they belong to;"
                 f" pass a mapping, as in {{{name!r}: 'layer_norm'}} (kinds: {', '.join([*GATES, *PLAIN_WEIGHTS])})"
             )
-    return plain_node(tensors, name, op)
+    if op == "layer_norm" and known and not tensors:
+        made = Node(op, name or op, *wiring(op), {"axes": len(settings["normalized_shape"])})
+    else:
+        made = plain_node(tensors, name or op, op)
+    if op in ("layer_norm", "batch_norm") and isinstance(settings.get("eps"), (int, float)):
+        made.attrs["eps"] = settings["eps"]
+    return made
 
 
-def layer_nodes(tensors: Mapping[str, Any], roots: Iterable[str], names: Mapping[str, str | None]) -> dict[str, Node]:
-    """Build a node for each name; a name is a prefix below one of ``roots`` (see ``TensorFile``).
+_NONLINEARITIES: dict[Any, str] = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}  # as subclasses of nn.RNN say it
+
+
+def layer_nodes(file: TensorFile, names: Mapping[str, str | None]) -> dict[str, Node]:
+    """Build a node for each name; a name is a prefix below one of the roots of the file.
 
     Raises
     ------
     FormatError
         Names are not in the file, or in several places of it; the error lists all of them.
+    UnsupportedError
+        Objects stand where the weights of a layer should.
     """
-    groups = _by_owner(tensors)
-    known_roots = sorted(set(roots), key=len)
+    groups = _by_owner((*file, *file.others))
+    known_roots = sorted(set(file.roots), key=len)
     places = {name: [r for r in known_roots if (r + name).rstrip(".") in groups] for name in names}
     absent = [name for name, found in places.items() if not found]
     if absent:
@@ -305,9 +382,13 @@ def layer_nodes(tensors: Mapping[str, Any], roots: Iterable[str], names: Mapping
     if doubtful:
         options = [root + name for name in doubtful for root in places[name]]
         raise FormatError(f"layers are in the file more than once: {name_list(options)}; ask by one of these names")
-    chosen = {name: groups[(found[0] + name).rstrip(".")] for name, found in places.items()}
+    paths = {name: (found[0] + name).rstrip(".") for name, found in places.items()}
+    wrong = {key: file.others[key] for path in paths.values() for key in groups[path].values() if key in file.others}
+    if wrong:
+        raise UnsupportedError(f"{_instead(wrong)}; {TENSOR_HINT}")
     return {
-        name: layer_node({k: tensors[v] for k, v in keys.items()}, name, names[name]) for name, keys in chosen.items()
+        name: layer_node({k: file[v] for k, v in groups[path].items()}, name, names[name], file.modules.get(path))
+        for name, path in paths.items()
     }
 
 

@@ -4,15 +4,15 @@ The archive holds ``<stem>/data.pkl``, a pickle whose tensors are calls of ``_re
 stride, ...)``, and one uncompressed member ``<stem>/data/<key>`` for each storage.  Every offset, size and stride is
 checked in Python's unbounded integers against the bytes that the member really has, before a view is made.
 
-``torch.jit.save`` (TorchScript) writes objects of classes whose program lies beside them.  The program is never looked
-at: an object is the dictionary of its attributes, and the path of attributes to a tensor is its name.  Constants of the
-program are in ``<stem>/constants.pkl`` and ``<stem>/constants/<key>``.
+``torch.save`` of a whole module, and ``torch.jit.save`` (TorchScript), write objects.  Their classes are never looked
+at: an object is what the pickle gave to it, and the path of attributes to a tensor is its name.  Constants of a
+TorchScript program are in ``<stem>/constants.pkl`` and ``<stem>/constants/<key>``.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -21,19 +21,10 @@ import numpy as np
 
 from ..errors import FormatError, UnsupportedError
 from .archive import Member, read_directory, stored
-from .files import TensorFile, map_file, short, view_array
-from .limits import (
-    MAX_CONTAINERS,
-    MAX_NAME_LENGTH,
-    MAX_NESTING,
-    MAX_PICKLE_STEPS,
-    MAX_RANK,
-    MAX_SHARING,
-    MAX_TENSORS,
-    MIB,
-    check_shape,
-)
-from .pickle_vm import SAVE_HINT, ScriptObject, StateDict, interpret
+from .files import TensorFile, map_file, name_list, short, view_array
+from .limits import MAX_NAME_LENGTH, MAX_RANK, MAX_SHARING, MIB, check_shape
+from .pickle_vm import MAX_ARGUMENTS, SAVE_HINT, Record, StateDict, interpret
+from .torch_names import named_tensors
 
 ITEM_SIZE = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "complex128": 16, "complex64": 8, "bool": 1,
@@ -58,7 +49,7 @@ class _Storage:
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class Tensor:
     """A tensor as a checked view of a member; offset and strides in bytes."""
 
     member: Member
@@ -75,17 +66,18 @@ class _Tensor:
 def read_checkpoint(path: str | os.PathLike[str]) -> TensorFile:
     """Read the names of all tensors of a ``.pt`` file.
 
-    Nested dictionaries, and attributes of TorchScript's modules, are joined with dots.  Constants of a TorchScript
-    program are called ``constants.0`` and so on.
+    Keys of nested dictionaries, positions in lists, and names of attributes, parameters and submodules are joined with
+    dots.  Constants of a TorchScript program are called ``constants.0`` and so on.
 
-    Values that are not tensors (epochs, configurations) are passed over.
+    Values that are not tensors (epochs, configurations, objects of any class) are passed over.  A tensor that is not
+    dense has a name, and is an error when it is read.
 
     Raises
     ------
     FormatError
         The file is damaged, or its tensors do not fit into its storages.
     UnsupportedError
-        It is a whole pickled module, a file of PyTorch before 1.6, or holds tensors that are not dense.
+        It is a file of PyTorch before 1.6, or holds no tensors.
     """
     file = map_file(path)
     if file[:1] == b"\x80":
@@ -97,36 +89,50 @@ def read_checkpoint(path: str | os.PathLike[str]) -> TensorFile:
     stem = _stem(members)
     big_endian = _big_endian(file, members.get(stem + "byteorder"))
 
-    script = f"{stem}constants.pkl" in members
-
-    def unpickled(name: str, folder: str) -> Any:
-        def load_storage(identifier: Any) -> _Storage:
+    def unpickled(name: str, folder: str) -> tuple[Any, list[str]]:
+        def load_storage(identifier: Any) -> _Storage | Record:
             return _storage(identifier, members, stem + folder)
 
-        classes = "__torch__." if script else ""
-        return interpret(stored(file, members[stem + name]), _FUNCTIONS, _CONSTANTS, load_storage, classes)
+        return interpret(stored(file, members[stem + name]), _FUNCTIONS, _CONSTANTS, load_storage)
 
-    value = unpickled("data.pkl", "data/")
-    if script:
-        if not isinstance(value, ScriptObject):
+    value, unknown = unpickled("data.pkl", "data/")
+    if f"{stem}constants.pkl" in members:
+        if not isinstance(value, Record):
             raise FormatError(
                 f"this TorchScript archive holds {_kind(value)}, expected a module; get a fresh copy of the file"
             )
-        value = {"constants": unpickled("constants.pkl", "constants/"), "": value}  # the last comes first
-    tensors, roots = _flatten(value)
-    total = sum(tensor.nbytes for tensor in tensors.values())
+        constants, more = unpickled("constants.pkl", "constants/")
+        value, unknown = {"constants": constants, "": value}, [*unknown, *more]  # the last value comes first
+    if isinstance(value, Tensor):
+        raise UnsupportedError(f"the file holds {_kind(value)}, which has no name; {SAVE_HINT}")
+    found = named_tensors(value, Tensor)
+    if not found.tensors and not found.others:
+        objects = f" and Python objects that fastrnn never builds: {name_list(unknown)}" if unknown else ""
+        raise UnsupportedError(
+            f"the file has no tensors, it holds {_kind(value)}{objects}; nothing was run. If the file is yours,"
+            f" {SAVE_HINT}"
+        )
+    dense = {name: tensor for name, tensor in found.tensors.items() if isinstance(tensor, Tensor)}
+    total = sum(tensor.nbytes for tensor in dense.values())
     if total > MAX_SHARING * len(file) + MIB:
         raise FormatError(f"the tensors claim {total} bytes together, the file has {len(file)}; {SAVE_HINT}")
     checked: dict[str, memoryview] = {}  # members whose checksum has been compared
 
     def read(name: str) -> np.ndarray:
-        tensor = tensors[name]
+        if name not in dense:
+            strange = [f"{key} ({what!r})" for key, what in found.tensors.items() if key not in dense]
+            raise UnsupportedError(
+                f"tensors are not dense or of a dtype that NumPy lacks: {name_list(strange)}; store"
+                " tensor.dequantize(), tensor.to_dense() or tensor.float(), or take the other layers with"
+                " fastrnn.load_layers"
+            )
+        tensor = dense[name]
         if tensor.member.name not in checked:
             checked[tensor.member.name] = stored(file, tensor.member)
         data = checked[tensor.member.name]
         return view_array(data, tensor.dtype, tensor.shape, tensor.offset, tensor.strides, big_endian)
 
-    return TensorFile(tensors, read, roots)
+    return TensorFile(found.tensors, read, found.roots, found.others, found.modules)
 
 
 def _stem(members: Iterable[str]) -> str:
@@ -149,11 +155,13 @@ def _big_endian(file: memoryview, member: Member | None) -> bool:
     return text == b"big"
 
 
-def _storage(identifier: Any, members: dict[str, Member], folder: str) -> _Storage:
+def _storage(identifier: Any, members: dict[str, Member], folder: str) -> _Storage | Record:
     """The storage of a persistent identifier ("storage", type, key, device, number of elements)."""
     if not (isinstance(identifier, tuple) and len(identifier) == 5 and identifier[0] == "storage"):
         raise FormatError("the pickle refers to something that is not a storage; the file is damaged")
     _, dtype, key, _, count = identifier
+    if isinstance(dtype, Record):
+        return dtype  # of quantized numbers, for example
     if not isinstance(dtype, _Dtype) or not isinstance(key, str) or type(count) is not int:
         raise FormatError("the pickle describes a storage with values of wrong types; the file is damaged")
     member = members.get(folder + key[:MAX_NAME_LENGTH])
@@ -171,21 +179,28 @@ class _Dtype(str):
     """The name of a dtype: a key of ITEM_SIZE, or "untyped"."""
 
 
-def _rebuild_tensor_v2(arguments: tuple) -> _Tensor:
-    match arguments:
+def _rebuild_tensor_v2(call: Record) -> Tensor | Record:
+    match call.arguments:
         case (_Storage(member, dtype), offset, shape, stride, _, _, *metadata) if dtype != _UNTYPED:
             return _tensor(member, dtype, offset, shape, stride, metadata)
-    raise FormatError("the pickle makes a tensor from wrong values; the file is damaged")
+    return _unread(call, "tensor")
 
 
-def _rebuild_tensor_v3(arguments: tuple) -> _Tensor:
-    match arguments:
+def _rebuild_tensor_v3(call: Record) -> Tensor | Record:
+    match call.arguments:
         case (_Storage(member), offset, shape, stride, _, _, _Dtype() as dtype, *metadata) if dtype != _UNTYPED:
             return _tensor(member, dtype, offset, shape, stride, metadata)
-    raise FormatError("the pickle makes a tensor from wrong values; the file is damaged")
+    return _unread(call, "tensor")
 
 
-def _tensor(member: Member, dtype: str, offset: Any, shape: Any, stride: Any, metadata: list[Any]) -> _Tensor:
+def _unread(call: Record, what: str) -> Record:
+    """The call itself, if it was given something that is a record."""
+    if not any(isinstance(part, Record) for part in call.arguments or ()):
+        raise FormatError(f"the pickle makes a {what} from wrong values; the file is damaged")
+    return call
+
+
+def _tensor(member: Member, dtype: str, offset: Any, shape: Any, stride: Any, metadata: list[Any]) -> Tensor:
     """Check that a view (offset, size and stride in elements) lies inside of the member."""
     where = f"a tensor in {short(member.name)}"
     if any(metadata):
@@ -200,7 +215,7 @@ def _tensor(member: Member, dtype: str, offset: Any, shape: Any, stride: Any, me
         raise FormatError(f"{where}: offset, size and stride must be integers >= 0; the file is damaged")
     item, count = ITEM_SIZE[dtype], check_shape(shape, where)
     if count == 0:
-        return _Tensor(member, dtype, shape, 0, (0,) * len(shape))
+        return Tensor(member, dtype, shape, 0, (0,) * len(shape))
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     if (last + 1) * item > member.size:
         end = short((last + 1) * item)
@@ -211,32 +226,45 @@ def _tensor(member: Member, dtype: str, offset: Any, shape: Any, stride: Any, me
         )
     # The stride of a dimension of 1 is not used, and may be any number.
     strides = tuple(step * item if n > 1 else item for n, step in zip(shape, stride, strict=True))
-    return _Tensor(member, dtype, shape, offset * item, strides)
+    return Tensor(member, dtype, shape, offset * item, strides)
 
 
-def _rebuild_parameter(arguments: tuple) -> _Tensor:
-    if not 3 <= len(arguments) <= 4 or not isinstance(arguments[0], _Tensor):
-        raise FormatError("the pickle makes a parameter from wrong values; the file is damaged")
+def _rebuild_parameter(call: Record) -> Tensor | Record:
+    arguments = call.arguments or ()
+    if not 3 <= len(arguments) <= 4 or not isinstance(arguments[0], Tensor):
+        return _unread(call, "parameter")
     return arguments[0]
 
 
-def _ordered_dict(arguments: tuple) -> StateDict:
-    if arguments:
+def _rebuild_from_type(call: Record) -> Any:
+    """A tensor of a subclass, or with attributes: (function, class, arguments of the function, attributes)."""
+    match call.arguments:
+        case (Record(name=name, arguments=None), Record(), tuple() as given, _) if name in _TENSORS:
+            return _TENSORS[name](Record(name, given[:MAX_ARGUMENTS]))
+    return _unread(call, "tensor")
+
+
+def _ordered_dict(call: Record) -> StateDict:
+    if call.arguments:
         raise FormatError(f"the pickle makes an OrderedDict in an unknown way; {SAVE_HINT}")
     return StateDict()
 
 
-def _first_argument(arguments: tuple) -> Any:
+def _first_argument(call: Record) -> Any:
     """What a set, size, device or byte string is made from; no weight depends on any of them."""
-    return arguments[0] if arguments else None
+    return call.arguments[0] if call.arguments else None
 
 
-_FUNCTIONS = {
-    "collections.OrderedDict": _ordered_dict,
+_TENSORS: dict[str, Callable[[Record], Any]] = {
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor_v2,
     "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
     "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
+}
+_FUNCTIONS: dict[str, Callable[[Record], Any]] = {
+    **_TENSORS,
+    "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
+    "collections.OrderedDict": _ordered_dict,
     "torch.Size": _first_argument,
     "torch.device": _first_argument,
     "builtins.set": _first_argument,
@@ -252,62 +280,7 @@ _CONSTANTS: dict[str, _Dtype] = {
 }
 
 
-def _flatten(value: Any) -> tuple[dict[str, _Tensor], list[str]]:
-    """All tensors by their dotted path, and the path of each dictionary (see ``TensorFile.roots``)."""
-    if not isinstance(value, dict):
-        raise UnsupportedError(f"the file holds {_kind(value)}, expected a dictionary of tensors; {SAVE_HINT}")
-    tensors: dict[str, _Tensor] = {}
-    roots: list[str] = []
-    pending: list[tuple[str, Any]] = [("", value)]
-    visits = 0
-    while pending:
-        path, container = pending.pop()
-        roots.append(path)
-        items = list(_items(container))
-        visits += len(items)  # a shared container counts each time: a small pickle can describe a huge tree
-        if visits > MAX_PICKLE_STEPS:
-            raise FormatError(f"the checkpoint has more than {MAX_PICKLE_STEPS} values; {SAVE_HINT}")
-        for key, item in items:
-            if not isinstance(item, (_Tensor, *_CONTAINERS)):
-                continue
-            name = path + key
-            if len(name) > MAX_NAME_LENGTH:
-                raise FormatError(f"the name {short(name)} has {len(name)} characters; the file is damaged")
-            if isinstance(item, _Tensor) and name in tensors:
-                raise FormatError(f"two tensors are called {short(name)}; {SAVE_HINT}")
-            if isinstance(item, _Tensor):
-                tensors[name] = item
-            else:
-                pending.append((name + "." if name else "", item))
-            containers = len(roots) + len(pending)
-            if name.count(".") > MAX_NESTING or len(tensors) > MAX_TENSORS or containers > MAX_CONTAINERS:
-                raise FormatError(
-                    f"the checkpoint is nested deeper than {MAX_NESTING} levels, or has more than {MAX_TENSORS} tensors"
-                    f" or {MAX_CONTAINERS} containers; {SAVE_HINT}"
-                )
-    return tensors, roots
-
-
-_CONTAINERS = (dict, list, tuple, ScriptObject)
-
-
 def _kind(value: Any) -> str:
-    return "a single tensor" if isinstance(value, _Tensor) else f"a {type(value).__name__}"
-
-
-def _all_in(item: Any, tensors: set[_Tensor]) -> bool:
-    """Whether an attribute is a list of nothing but these tensors."""
-    return isinstance(item, list) and len(item) > 0 and all(isinstance(t, _Tensor) and t in tensors for t in item)
-
-
-def _items(container: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(container, ScriptObject):
-        container = container.state if isinstance(container.state, (dict, list, tuple)) else (container.state,)
-        if isinstance(container, dict):
-            # Recurrent modules keep a list of their own weights beside them.
-            own = {item for item in container.values() if isinstance(item, _Tensor)}
-            container = {key: item for key, item in container.items() if not _all_in(item, own)}
-    if isinstance(container, dict):
-        yield from container.items()
-    else:
-        yield from ((str(index), item) for index, item in enumerate(container))
+    if isinstance(value, Record):
+        return f"an object {value!r}"
+    return "a single tensor" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -6,18 +6,20 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ..spec import Node
+from ..spec import GATES, Node
 from . import torch_layers as layers
 from . import torch_ops as ops
 from . import torch_shapes as shapes
-from .state_dict import plain_node, recurrent_node, wiring
+from .files import Module
+from .state_dict import MODULES as WEIGHTED
+from .state_dict import layer_node, wiring
 from .torch_build import Builder, Packed, Ref
 from .torch_products import attention
 from .torch_reductions import softmax
 
-RECURRENT = {"LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"}
+RECURRENT = {name for name, op in WEIGHTED.items() if op in GATES}
 NOTHING = {"Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"}
-PLAIN = {"Linear": "dense", "Embedding": "embedding", "LayerNorm": "layer_norm", "BatchNorm1d": "batch_norm"}
+PLAIN = WEIGHTED.keys() - RECURRENT
 
 # Class -> activation; None where the module's settings are not those that we compute.
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
@@ -95,22 +97,7 @@ def node(module: Any, path: str) -> Node:
         )
     owned = {**module._parameters, **module._buffers}  # named_parameters() would leave out tied ones
     tensors = {key: tensor for key, tensor in owned.items() if tensor is not None}
-    if name in RECURRENT:
-        simple = name.startswith("RNN")
-        return recurrent_node(
-            tensors,
-            path,
-            op=name.removesuffix("Cell").lower(),
-            nonlinearity=module.nonlinearity if simple else None,
-            batch_first=getattr(module, "batch_first", True),
-        )
-    op = PLAIN[name]
-    if op == "layer_norm" and not tensors:
-        return Node(op, path or op, *wiring(op), {"eps": module.eps, "axes": len(module.normalized_shape)})
-    made = plain_node(tensors, path or op, op)
-    if name in ("LayerNorm", "BatchNorm1d"):
-        made.attrs["eps"] = module.eps
-    return made
+    return layer_node(tensors, path, None, Module(name, vars(module)))
 
 
 # Layers called in a forward method
