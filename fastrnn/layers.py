@@ -15,6 +15,7 @@ import numpy as np
 from . import _core, runtime
 from .arrays import F32, as_array, as_float32, c_array
 from .errors import ShapeError
+from .lazy_array import LazyArray, in_memory
 from .spec import OPS, ROW_ACTIVATIONS, Node, activation
 
 Inputs = Sequence[np.ndarray | None]
@@ -23,8 +24,11 @@ AnyLayer = TypeVar("AnyLayer", bound="Layer")
 
 
 def make_node(op: str, name: str, weights: dict[str, Any], attrs: dict[str, Any]) -> Node:
-    """A stand-alone node: tensors named as ``OPS`` names them, absent weights and default attributes left out."""
-    arrays = {key: value for key, value in weights.items() if value is not None}
+    """A stand-alone node: tensors named as ``OPS`` names them, absent weights and default attributes left out.
+
+    Weights are copied: users may write to their arrays, and mapped ones end the process where their file is cut.
+    """
+    arrays = {key: np.array(as_float32(value, key)) for key, value in weights.items() if value is not None}
     given = {key: value for key, value in attrs.items() if value != OPS[op].attrs[key]}
     plain = [tuple(n.rstrip("?") for n in names) for names in (OPS[op].inputs, OPS[op].outputs)]
     return Node(op, name, plain[0], plain[1], given, arrays)
@@ -40,7 +44,7 @@ class Layer:
     name : str
         What errors and reports call the layer.
     nbytes : int
-        Bytes of packed weights.
+        Bytes of packed weights: of all that a call reads.
     threads : int or None
         Of this layer's calls, at most; None: ``fastrnn.set_num_threads`` says.
     """
@@ -50,9 +54,9 @@ class Layer:
     _thread_count: int | None = None
 
     def __init__(self, node: Node, backend: str | None = None):
-        # Weights of a mapped file may stand at any address; C takes aligned, contiguous float32.
-        node = replace(node, weights={key: as_float32(value, key) for key, value in node.weights.items()})
-        self.node = node
+        given = node
+        weights = {key: as_float32(in_memory(value), key) for key, value in node.weights.items()}
+        self.node = node = replace(node, weights=weights)
         self.name = node.name
         self._kernels = _core.RowKernels()
         self._backend = backend
@@ -60,6 +64,9 @@ class Layer:
         if problems:
             raise ShapeError(f"{self.op} {self.name!r}: " + "; ".join(problems))
         self._build()
+        # What stays in a file has been packed, and needs no second place in memory.
+        lazy = {key: value for key, value in given.weights.items() if isinstance(value, LazyArray)}
+        self.node = replace(node, weights=node.weights | lazy)
 
     @classmethod
     def from_node(cls: type[AnyLayer], node: Node, backend: str | None = None) -> AnyLayer:
@@ -79,9 +86,14 @@ class Layer:
         raise NotImplementedError
 
     @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """What a call reads as it is, not packed."""
+        return ()
+
+    @property
     def nbytes(self) -> int:
         """Bytes of packed weights."""
-        return 0
+        return sum(array.nbytes for array in self.arrays)
 
     def explain(self, batch: int = 1, seq_len: int = 100) -> dict[str, Any]:
         """How the layer runs in a call of this size: kernel, backend, bytes of weights, and more where it is known."""
@@ -252,12 +264,15 @@ class Embedding(Stateless):
         shape = self.node.weights["weight"].shape
         return [] if len(shape) == 2 else [f"weight must be (rows, features), got {shape}"]
 
+    def _build(self) -> None:
+        self._table = self.node.weights["weight"]
+
     def _input(self, x: Any) -> np.ndarray:
         return as_array(x)
 
     def run_node(self, inputs: Inputs) -> Outputs:
         ids = as_array(inputs[0])
-        table = self.node.weights["weight"]
+        table = self._table
         whole = ids.dtype.kind in "iu" or (ids.dtype.kind == "f" and bool(np.all(np.floor(ids) == ids)))
         if not whole and ids.size:
             raise ShapeError(f"{self.name!r} takes whole numbers as ids, got dtype {ids.dtype}")
@@ -267,8 +282,8 @@ class Embedding(Stateless):
         return np.take(table, ids, axis=0), ids != 0
 
     @property
-    def nbytes(self) -> int:
-        return self.node.weights["weight"].nbytes
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        return (self._table,)
 
 
 class Masking(Stateless):
@@ -321,6 +336,13 @@ class LayerNorm(Stateless):
         shapes = {value.shape for value in self.node.weights.values()}
         return [f"weight and bias must have one shape, got {sorted(shapes)}"] if len(shapes) > 1 else []
 
+    def _build(self) -> None:
+        self.weight, self.bias = self.node.weights.get("weight"), self.node.weights.get("bias")
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        return tuple(array for array in (self.weight, self.bias) if array is not None)
+
     def row_size(self, x_shape: tuple[int, ...]) -> int:
         """Elements that are normalised together."""
         shape = next((value.shape for value in self.node.weights.values()), None)
@@ -330,13 +352,11 @@ class LayerNorm(Stateless):
         return int(np.prod(x_shape[len(x_shape) - axes :]))
 
     def run_node(self, inputs: Inputs) -> Outputs:
-        x, weights = inputs[0], self.node.weights
+        x = inputs[0]
         assert x is not None
         n = self.row_size(x.shape)
         y = np.empty(x.shape, np.float32)
-        self._kernels.layer_norm(
-            x.size // n if n else 0, n, x, weights.get("weight"), weights.get("bias"), self.node.attr("eps"), y
-        )
+        self._kernels.layer_norm(x.size // n if n else 0, n, x, self.weight, self.bias, self.node.attr("eps"), y)
         return (y,)
 
     def _kernel(self) -> str:
@@ -395,6 +415,10 @@ class BatchNorm(Stateless):
             (y,) = self._last(c_array(np.moveaxis(x, 1, -1), F32))
             return (np.ascontiguousarray(np.moveaxis(y, -1, 1)),)
         return self._last(x)
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        return self._scale, self._shift
 
     def _last(self, x: np.ndarray) -> Outputs:
         n = len(self._scale)

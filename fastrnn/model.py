@@ -19,10 +19,11 @@ from .graph.lengths import WithLengths, with_lengths
 from .graph.optimize import optimize
 from .inspect import batch_axes, optional_inputs
 from .layers import Activation, BatchNorm, Dense, Embedding, Layer, LayerNorm, Masking, Stack, Unstack
+from .lazy_array import from_file
 from .model_store import ModelStore
 from .recurrent import Recurrent
 from .sequences import as_batch, is_list_of_sequences
-from .spec import OPS, Graph, ModelSpec, Node, Tensor
+from .spec import OPS, Graph, ModelSpec, Node, Tensor, with_arrays
 from .streams import Pool, Store, Stream
 from .tolerance import recorded_problems
 
@@ -67,7 +68,7 @@ def pack(graph: Graph, backend: str | None = None, known: Mapping[str, Any] | No
 def _same(node: Node, other: Node) -> bool:
     """Whether two nodes need the same packed weights."""
     return (node.op, node.attrs, node.weights.keys()) == (other.op, other.attrs, other.weights.keys()) and all(
-        np.array_equal(array, other.weights[key]) for key, array in node.weights.items()
+        array is other.weights[key] or np.array_equal(array, other.weights[key]) for key, array in node.weights.items()
     )
 
 
@@ -293,14 +294,19 @@ class Model:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of packed weights."""
-        return sum(layer.nbytes for layer in self._packed.values())
+        """Bytes of packed weights: of all that a call reads, constants of the graph too."""
+        constants = sum(array.nbytes for _, array in self.graph.all_constants())
+        return sum(layer.nbytes for layer in self._packed.values()) + constants
 
     @property
     def tensors(self) -> dict[str, np.ndarray]:
-        """Weights by ``layer.weight`` name, and constants of the graph by theirs."""
+        """Weights by ``layer.weight`` name, and constants of the graph by theirs.
+
+        Those of a ``.frnn`` file are read from it; ``FormatError`` where it has changed since it was loaded.
+        """
         weights = {f"{node.name}.{key}": value for node in self.spec.all_nodes() for key, value in node.weights.items()}
-        return weights | dict(self.spec.all_constants())
+        arrays = weights | dict(self.spec.all_constants())
+        return {name: from_file(array) for name, array in arrays.items()}
 
     def explain(self, batch: int = 1, seq_len: int = 100) -> list[dict[str, Any]]:
         """What runs each node in a call of this size.
@@ -366,7 +372,7 @@ class Weights(Model):
 
     def __init__(self, tensors: Mapping[str, np.ndarray], reason: str):
         self.inputs, self.outputs, self.layers = [], [], {}
-        self._tensors, self._reason = dict(tensors), reason
+        self._tensors, self._reason = tensors, reason  # those of a file are read when they are asked for
 
     @property
     def tensors(self) -> dict[str, np.ndarray]:
@@ -376,7 +382,7 @@ class Weights(Model):
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
-        return sum(array.nbytes for array in self._tensors.values())
+        return sum(array.nbytes for array in self.tensors.values())
 
     def __getattr__(self, name: str) -> Any:
         """Whatever else a model has needs the network."""
@@ -385,7 +391,7 @@ class Weights(Model):
         raise UnsupportedError(f"the file names weights, and no network that could be run: {self._reason}")
 
     def __reduce__(self) -> tuple[Callable[..., Model], tuple[Any, ...]]:
-        return Weights, (self._tensors, self._reason)
+        return Weights, (self.tensors, self._reason)
 
     def __repr__(self) -> str:
         return f"Weights({len(self._tensors)} tensors)"
@@ -546,7 +552,7 @@ def _replay(model: Model, path: str | os.PathLike[str]) -> None:
             f"{os.fspath(path)!r} holds no recorded outputs; fastrnn.save(..., recorded=...) and"
             " `fastrnn convert --verify 1` store them"
         )
-    problems = recorded_problems(model.spec, model.run)
+    problems = recorded_problems(with_arrays(model.spec, from_file), model.run)
     if problems:
         raise FormatError(
             f"{os.fspath(path)!r} does not give what it recorded: {'; '.join(problems)}; make the file again from its"

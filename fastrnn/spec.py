@@ -9,15 +9,16 @@ tensors, like an ONNX node; its weights and attributes belong to it.  ``OPS`` sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from .errors import FormatError
+from .lazy_array import dtype_of
 
 GATES = {"lstm": "ifgo", "gru": "rzn", "rnn": "n"}
 """Gates of each cell, in our order (PyTorch's)."""
@@ -338,6 +339,29 @@ class ModelSpec(Graph):
             )
 
 
+AnyGraph = TypeVar("AnyGraph", bound=Graph)
+
+
+def with_arrays(graph: AnyGraph, change: Callable[[Any], np.ndarray]) -> AnyGraph:
+    """A copy of a graph, with its bodies, whose arrays are what ``change`` makes of them."""
+
+    def changed(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        return {name: change(array) for name, array in arrays.items()}
+
+    nodes = [
+        replace(
+            node,
+            weights=changed(node.weights),
+            graphs={key: with_arrays(body, change) for key, body in node.graphs.items()},
+        )
+        for node in graph.nodes
+    ]
+    whole = replace(graph, nodes=nodes, constants=changed(graph.constants))
+    if isinstance(whole, ModelSpec):
+        whole.recorded = changed(whole.recorded)
+    return whole
+
+
 def _graph_problems(graph: Graph, known: set[str], names: set[str]) -> Iterable[str]:
     """Problems of a graph inside one whose tensors are ``known``; ``names`` are those of all nodes so far."""
     own: set[str] = set()
@@ -350,8 +374,8 @@ def _graph_problems(graph: Graph, known: set[str], names: set[str]) -> Iterable[
         if tensor.dtype not in DTYPES or any(n is not None and n < 0 for n in tensor.shape or ()):
             yield f"tensor {tensor.name!r} is {tensor.dtype} {tensor.shape}; known dtypes: {', '.join(DTYPES)}"
     for name, array in graph.constants.items():
-        if np.asarray(array).dtype.name not in DTYPES:
-            yield f"constant {name!r} holds {np.asarray(array).dtype}; known dtypes: {', '.join(DTYPES)}"
+        if dtype_of(array).name not in DTYPES:
+            yield f"constant {name!r} holds {dtype_of(array)}; known dtypes: {', '.join(DTYPES)}"
     for node in graph.nodes:
         where = f"{node.op} {node.name!r}"
         if node.op not in OPS:
@@ -476,8 +500,8 @@ def _weight_problems(where: str, op: Op, node: Node) -> Iterable[str]:
     yield from (f"{where}: weight {name!r} is missing" for name in sorted(required - set(node.weights)))
     yield from (f"{where}: unknown weight {name!r}" for name in sorted(set(node.weights) - required - optional))
     for name, weight in node.weights.items():
-        if np.asarray(weight).dtype.kind != "f":
-            yield f"{where}: weight {name!r} holds {np.asarray(weight).dtype}, expected floating-point numbers"
+        if dtype_of(weight).kind != "f":
+            yield f"{where}: weight {name!r} holds {dtype_of(weight)}, expected floating-point numbers"
     if "strides" in op.attrs:
         spatial = len(node.attr("kernel")) if "kernel" in op.attrs else np.ndim(node.weights.get("weight", 0)) - 2
         for key in ("strides", "pads", "dilations", "output_padding"):

@@ -133,7 +133,7 @@ def mutate_native(data: bytes, rng: random.Random) -> bytes:
     metadata["spec"] = change(metadata["spec"].encode(), rng).decode("latin-1")
     new = zlib.crc32(metadata["spec"].encode())
     metadata["checksums"] = metadata["checksums"].replace(str(old), str(new))
-    tensors = {name: safetensors.read_entry(memoryview(data)[start:], entry) for name, entry in entries.items()}
+    tensors = {name: entry.array(data[start + entry.begin : start + entry.end]) for name, entry in entries.items()}
     return b"".join(safetensors.chunks(tensors, metadata))
 
 

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "fastrnn"
 
 LADDER = (
     {"errors", "run_limits"},
-    {"file_writer"},
+    {"file_writer", "lazy_array"},
     {"spec", "arrays", "array_files", "_core", "_blas"},
     {"onnx_operator"},
     {"operators"},

@@ -60,7 +60,7 @@ def test_file_views(tmp_path):
     for name, tensor in tensors.items():
         assert_same(found[name], tensor)
     assert not found["base"].flags.writeable
-    assert np.shares_memory(found["base"], found["offset"])  # no copies: two views of the mapped file
+    assert np.shares_memory(found["base"], found["offset"])  # no copies: two views of one storage
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

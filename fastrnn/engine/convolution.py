@@ -7,6 +7,7 @@ import numpy as np
 from .. import _core, runtime
 from ..arrays import F32, c_array
 from ..errors import ShapeError
+from ..lazy_array import in_memory
 from ..spec import Node
 from ..spec import activation as activation_of
 
@@ -26,8 +27,8 @@ class Convolution:
     """
 
     def __init__(self, node: Node, backend: str | None = None):
-        weight = c_array(node.weights["weight"], F32)
-        bias = node.weights.get("bias")
+        weight = c_array(in_memory(node.weights["weight"]), F32)
+        bias = in_memory(node.weights.get("bias"))
         groups, transposed = node.attr("groups"), node.op == "conv_transpose"
         if weight.ndim < 3 or 0 in weight.shape or groups < 1 or weight.shape[0] % groups:
             raise ShapeError(
@@ -45,7 +46,7 @@ class Convolution:
         given = node.attrs.get("activation", "linear")
         self.activation = None if given == "linear" else activation_of(given)
         self.depthwise = not transposed and groups > 1 and self.group_channels == self.group_features == 1
-        self.taps = c_array(weight.reshape(self.features, -1).T, F32) if self.depthwise else weight[:0]
+        self.taps = c_array(weight.reshape(self.features, -1).T, F32) if self.depthwise else weight[:0].copy()
         self.handles = []
         if self.depthwise:
             return
@@ -61,6 +62,11 @@ class Convolution:
             self.handles.append(_core.DenseHandle(c_array(matrix, F32), shift, fused, self.backend))
 
     @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """What a call reads as it is, not packed."""
+        return (self.taps,) if self.bias is None else (self.taps, self.bias)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of packed weights."""
-        return sum(handle.nbytes for handle in self.handles) + self.taps.nbytes
+        return sum(handle.nbytes for handle in self.handles) + sum(array.nbytes for array in self.arrays)

@@ -115,7 +115,9 @@ class Executable:
         """Those that plans share with the graph."""
         yield from self.constants.values()
         for node in self.nodes:
-            yield from node.weights.values()
+            yield from (array for array in node.weights.values() if isinstance(array, np.ndarray))
+        for layer in self.layers.values():
+            yield from layer.arrays
 
     def _too_many_choices(self, arrays: Sequence[np.ndarray | None]) -> bool:
         """Give up plans that depend on values when there are too many of these."""

@@ -141,8 +141,7 @@ def _masking(b: Builder, node: Node, layer: Any, x: Values) -> Values:
 
 def _layer_norm(b: Builder, node: Node, layer: LayerNorm, x: Values) -> Values:
     n = layer.row_size(x[0].shape)
-    weights = node.weights
-    extra = {key: known(b, weights[name]) for key, name in (("b", "weight"), ("c", "bias")) if name in weights}
+    extra = {key: known(b, array) for key, array in (("b", layer.weight), ("c", layer.bias)) if array is not None}
     return [b.rows("layer_norm", x[0], n, value=node.attr("eps"), **extra)]
 
 

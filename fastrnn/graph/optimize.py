@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import operators
 from ..errors import FastrnnError
+from ..lazy_array import in_memory
 from ..spec import OPS, Graph, ModelSpec, Node
 from .dataflow import Flow, copied
 from .fuse import RULES as FUSE
@@ -44,6 +45,8 @@ def optimize(
     """
     keep = set(keep)
     spec = copied(spec)
+    for graph in (spec, *(body for node in spec.all_nodes() for body in node.graphs.values())):
+        graph.constants = {name: in_memory(array) for name, array in graph.constants.items()}  # a run reads them
     room = FOLDED_BYTES + FOLDED_TIMES * sum(array.nbytes for _, array in spec.all_constants())
     for _ in range(ROUNDS):
         drop_dead(spec, keep)

@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import FastrnnError, FormatError, UnsupportedError
 from ..file_writer import check_target
 from ..spec import GATES, ModelSpec, Node, Tensor
-from .files import map_file, name_list, short
+from .files import Data, File, name_list, short
 from .state_dict import PLAIN_WEIGHTS, other_layers, possible_layers
 
 __all__ = [
@@ -39,7 +39,7 @@ __all__ = [
 class Format:
     """A row of the registry.
 
-    ``sniff`` looks at the mapped file; contents count for more than the suffix.  ``options`` are the keywords of the
+    ``sniff`` looks at the file; contents count for more than the suffix.  ``options`` are the keywords of the
     module's ``load_spec``.  A format with ``has_graph`` describes its layers, and its module may have
     ``load_layers(path, names, **layer_options) -> dict of ModelSpec`` for those of a model that cannot be loaded as a
     whole; the others only name tensors, and their modules have ``open_tensors(path) -> TensorFile``.
@@ -47,14 +47,14 @@ class Format:
 
     name: str
     suffixes: tuple[str, ...]
-    sniff: Callable[[memoryview], bool]
+    sniff: Callable[[Data], bool]
     module: str
     options: tuple[str, ...] = ()
     has_graph: bool = False
     layer_options: tuple[str, ...] = ()
 
 
-def _member_names(file: memoryview) -> Iterable[str]:
+def _member_names(file: Data) -> Iterable[str]:
     from .archive import MAGIC, read_directory
 
     if file[:4] != MAGIC:
@@ -65,27 +65,28 @@ def _member_names(file: memoryview) -> Iterable[str]:
         return ()
 
 
-def _is_torch(file: memoryview) -> bool:
+def _is_torch(file: Data) -> bool:
     return file[:1] == b"\x80" or any(name.endswith("/data.pkl") for name in _member_names(file))
 
 
-def _is_keras(file: memoryview) -> bool:
+def _is_keras(file: Data) -> bool:
     return file[:8] == b"\x89HDF\r\n\x1a\n" or "config.json" in _member_names(file)
 
 
-def _is_safetensors(file: memoryview) -> bool:
+def _is_safetensors(file: Data) -> bool:
     return file[8:9] == b"{" and int.from_bytes(file[:8], "little") <= len(file) - 8
 
 
-def _is_onnx(file: memoryview) -> bool:
+def _is_onnx(file: Data) -> bool:
     # Protobuf: field 1 (ir_version) is a small number, then another field of ModelProto begins.
-    return file[:1] == b"\x08" and 0 < file[1] < 128 and bytes(file[2:3]) in _MODEL_FIELDS if len(file) > 2 else False
+    start = bytes(file[:3])
+    return len(start) == 3 and start[0] == 8 and 0 < start[1] < 128 and start[2:] in _MODEL_FIELDS
 
 
 _MODEL_FIELDS = (b"\x12", b"\x1a", b"\x22", b"\x28", b"\x32", b"\x3a", b"\x42")
 
 
-def _is_native(file: memoryview) -> bool:
+def _is_native(file: Data) -> bool:
     from .native import FORMAT
     from .safetensors import read_header
 
@@ -119,7 +120,7 @@ def find_format(path: str | os.PathLike[str]) -> Format:
     UnsupportedError
         It is of a format that this version does not read.
     """
-    file = map_file(path)
+    file = File(path)
     suffix = Path(path).suffix.lower()
     for by_contents in FORMATS:
         if by_contents.sniff(file):
@@ -187,14 +188,14 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         return _module(row).load_tensors(path)
 
 
-def load_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray] | None:
+def load_weights(path: str | os.PathLike[str]) -> Mapping[str, np.ndarray] | None:
     """The tensors of a file that only names tensors, if they are of more than one recurrent layer; else None."""
     row = find_format(path)
     if row.has_graph:
         return None
     with _Named(path):
         file = _module(row).open_tensors(path)
-        return dict(file) if other_layers(file) else None
+        return file if other_layers(file) else None
 
 
 def bare_weights(path: str | os.PathLike[str]) -> Mapping[str, np.ndarray] | None:

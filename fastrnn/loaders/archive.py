@@ -2,7 +2,7 @@
 
 ``zipfile`` accepts much that no writer of model files produces: data before or between the members, names cut at a NUL,
 two members of one name, sizes that differ between the two headers.  Each of these has been used to show one file to a
-scanner and another to the reader, so here they are errors.  Members are views of the mapped file; nothing is inflated.
+scanner and another to the reader, so here they are errors.  Members are read as they are; nothing is inflated.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ..errors import FormatError, UnsupportedError
-from .files import short
+from .files import Data, short
 from .limits import MAX_DIRECTORY_SIZE, MAX_MEMBERS
 
 MAGIC = b"PK\x03\x04"
@@ -40,7 +40,7 @@ class Member:
     start: int
 
 
-def read_directory(file: memoryview) -> dict[str, Member]:
+def read_directory(file: Data) -> dict[str, Member]:
     """Read and check the whole directory of a zip file.
 
     Raises
@@ -51,33 +51,34 @@ def read_directory(file: memoryview) -> dict[str, Member]:
     begin, size, count = _find_directory(file)
     members: dict[str, Member] = {}
     spans: list[tuple[int, int]] = []
-    position, end = begin, begin + size
+    directory = bytes(file[begin : begin + size])
+    position = 0
     for _ in range(count):
-        if end - position < _CENTRAL.size:
+        if size - position < _CENTRAL.size:
             raise _damaged(f"its directory ends before its {count} members do")
-        fields = _CENTRAL.unpack_from(file, position)
+        fields = _CENTRAL.unpack_from(directory, position)
         name_size, extra_size, comment_size = fields[10:13]
         name_at = position + _CENTRAL.size
         position = name_at + name_size + extra_size + comment_size
-        if fields[0] != b"PK\x01\x02" or position > end:
+        if fields[0] != b"PK\x01\x02" or position > size:
             raise _damaged("its directory is broken")
-        raw_name = bytes(file[name_at : name_at + name_size])
-        extra = bytes(file[name_at + name_size : name_at + name_size + extra_size])
+        raw_name = directory[name_at : name_at + name_size]
+        extra = directory[name_at + name_size : name_at + name_size + extra_size]
         sizes = _sizes64(extra, (fields[9], fields[8], fields[16]))
         member, header_at = _check_member(file, raw_name, fields[3], fields[4], fields[7], *sizes)
         if member.name in members:
             raise _damaged(f"two members are called {short(member.name)}")
         members[member.name] = member
         spans.append((header_at, member.start + member.packed_size))
-    if position != end:
-        raise _damaged(f"its directory has {end - position} bytes too many")
+    if position != size:
+        raise _damaged(f"its directory has {size - position} bytes too many")
     spans.sort()
-    if any(left[1] > right[0] for left, right in pairwise([*spans, (begin, end)])):
+    if any(left[1] > right[0] for left, right in pairwise([*spans, (begin, begin + size)])):
         raise _damaged("members overlap")
     return members
 
 
-def stored(file: memoryview, member: Member) -> memoryview:
+def stored(file: Data, member: Member) -> bytes | memoryview:
     """The data of an uncompressed member, its checksum checked (0 stands for none: PyTorch can leave it out)."""
     where = f"member {short(member.name)}"
     if member.flags & _ENCRYPTED:
@@ -95,20 +96,21 @@ def stored(file: memoryview, member: Member) -> memoryview:
     return data
 
 
-def _find_directory(file: memoryview) -> tuple[int, int, int]:
+def _find_directory(file: Data) -> tuple[int, int, int]:
     """Offset, size and number of members of the directory, from the record(s) at the end of the file."""
     end_at = len(file) - _END.size
-    if end_at < 0 or bytes(file[end_at : end_at + 4]) != b"PK\x05\x06":
+    record = bytes(file[max(end_at, 0) :])
+    if end_at < 0 or record[:4] != b"PK\x05\x06":
         raise _damaged("it does not end in a zip directory (truncated, or something was appended)")
-    _, disk, first_disk, here, count, size, begin, comment = _END.unpack_from(file, end_at)
+    _, disk, first_disk, here, count, size, begin, comment = _END.unpack(record)
     if disk or first_disk or comment or here != count:
         raise _damaged("its last record is not one of a single archive without a comment")
     locator_at = end_at - _LOCATOR64.size
     if locator_at >= 0 and bytes(file[locator_at : locator_at + 4]) == b"PK\x06\x07":
-        end_at = _LOCATOR64.unpack_from(file, locator_at)[2]
+        end_at = _LOCATOR64.unpack(file[locator_at : locator_at + _LOCATOR64.size])[2]
         if end_at + _END64.size != locator_at or bytes(file[end_at : end_at + 4]) != b"PK\x06\x06":
             raise _damaged("its 64-bit directory record is not where it should be")
-        *_, disk, first_disk, here64, count64, size64, begin64 = _END64.unpack_from(file, end_at)
+        *_, disk, first_disk, here64, count64, size64, begin64 = _END64.unpack(file[end_at:locator_at])
         pairs = ((count, count64, 0xFFFF), (size, size64, 0xFFFFFFFF), (begin, begin64, 0xFFFFFFFF))
         if disk or first_disk or here64 != count64 or any(a not in (b, limit) for a, b, limit in pairs):
             raise _damaged("its two directory records differ")
@@ -141,7 +143,7 @@ def _sizes64(extra: bytes, values: tuple[int, int, int]) -> tuple[int, int, int]
 
 
 def _check_member(
-    file: memoryview, raw_name: bytes, flags: int, method: int, crc: int, size: int, packed_size: int, header_at: int
+    file: Data, raw_name: bytes, flags: int, method: int, crc: int, size: int, packed_size: int, header_at: int
 ) -> tuple[Member, int]:
     """Check the name, and the local header against the directory."""
     try:
@@ -152,13 +154,12 @@ def _check_member(
         raise _damaged(f"the member name {short(name)} is not a path inside of the archive")
     if header_at + _LOCAL.size > len(file):
         raise _damaged(f"member {short(name)} lies outside of the file")
-    local = _LOCAL.unpack_from(file, header_at)
+    header = bytes(file[header_at : header_at + _LOCAL.size + len(raw_name)])
+    local = _LOCAL.unpack_from(header)
     name_size, extra_size = local[9:]
-    name_at = header_at + _LOCAL.size
-    start = name_at + name_size + extra_size
-    agrees = (local[0], local[2], local[3]) == (MAGIC, flags, method) and file[
-        name_at : name_at + name_size
-    ] == raw_name
+    start = header_at + _LOCAL.size + name_size + extra_size
+    agrees = (local[0], local[2], local[3]) == (MAGIC, flags, method)
+    agrees &= name_size == len(raw_name) and header[_LOCAL.size :] == raw_name
     if not flags & _SIZES_FOLLOW:
         agrees &= local[6] == crc and local[7] in (packed_size, 0xFFFFFFFF) and local[8] in (size, 0xFFFFFFFF)
     if not agrees:

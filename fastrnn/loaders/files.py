@@ -1,9 +1,9 @@
-"""Files as the loaders see them: mapped read-only, and named tensors that are read on demand."""
+"""Files as the loaders see them: bytes and named tensors that are read on demand."""
 
 from __future__ import annotations
 
-import mmap
 import os
+import resource
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,8 +14,11 @@ import numpy as np
 from ..errors import FormatError, UnsupportedError
 
 
-def map_file(path: str | os.PathLike[str]) -> memoryview:
-    """Map a regular file read-only; the mapping lives as long as any view of it.
+class File:
+    """A regular file that is read on demand, as ``file[begin:end]``.
+
+    Nothing is mapped: a mapped file that is cut ends the process with SIGBUS, and one that is rewritten in place
+    changes arrays that are in use.  The file stays open, so it may be renamed, replaced or removed.
 
     Raises
     ------
@@ -24,24 +27,82 @@ def map_file(path: str | os.PathLike[str]) -> memoryview:
     FormatError
         It is a directory, a device or a pipe, or it is empty.
     """
-    path = os.fspath(path)
-    try:
-        status = Path(path).stat()
-    except FileNotFoundError:
-        here = str(Path.cwd())
-        raise FileNotFoundError(
-            f"no file at {path!r} (current folder: {here!r}); check the name, relative paths start there"
-        ) from None
-    except ValueError as error:  # a NUL in the name
-        raise FormatError(f"{path!r} is not a path: {error}; check the name") from None
-    if stat.S_ISDIR(status.st_mode):
-        raise FormatError(f"{path!r} is a directory, expected a file; name the model file inside it")
-    if not stat.S_ISREG(status.st_mode):
-        raise FormatError(f"{path!r} is not a regular file; copy its contents into one first")
-    if status.st_size == 0:
-        raise FormatError(f"{path!r} is empty; was the download or the save interrupted?")
-    with open(path, "rb") as file:
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    _handle = -1
+
+    def __init__(self, path: str | os.PathLike[str]):
+        name = os.fspath(path)
+        try:
+            status = Path(name).stat()
+        except FileNotFoundError:
+            here = str(Path.cwd())
+            raise FileNotFoundError(
+                f"no file at {name!r} (current folder: {here!r}); check the name, relative paths start there"
+            ) from None
+        except ValueError as error:  # a NUL in the name
+            raise FormatError(f"{name!r} is not a path: {error}; check the name") from None
+        if stat.S_ISREG(status.st_mode):
+            handle = os.open(name, os.O_RDONLY | os.O_NONBLOCK)  # it may have become a pipe by now
+            self._own(handle, name)
+            status = os.fstat(handle)
+        if stat.S_ISDIR(status.st_mode):
+            raise FormatError(f"{name!r} is a directory, expected a file; name the model file inside it")
+        if not stat.S_ISREG(status.st_mode):
+            raise FormatError(f"{name!r} is not a regular file; copy its contents into one first")
+        if status.st_size == 0:
+            raise FormatError(f"{name!r} is empty; was the download or the save interrupted?")
+
+    @classmethod
+    def of_handle(cls, handle: int, name: str) -> File:
+        """A file that is open already; ``handle`` is closed with it."""
+        file = cls.__new__(cls)
+        file._own(handle, name)
+        return file
+
+    def _own(self, handle: int, name: str) -> None:
+        status = os.fstat(handle)
+        self._handle, self._name, self._size, self._time = handle, name, status.st_size, status.st_mtime_ns
+
+    def __del__(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        """A part of the file as it was when it was opened; ``FormatError`` where it has been written since."""
+        begin, end, _ = part.indices(self._size)
+        data = self.read(begin, end)
+        if os.fstat(self._handle).st_mtime_ns != self._time:
+            raise self.changed()
+        return data
+
+    def read(self, begin: int, end: int) -> bytes:
+        """The bytes that are there now, for readers who have a checksum; ``FormatError`` where the size has changed."""
+        parts, left = [], max(end - begin, 0)
+        while left and (part := os.pread(self._handle, left, end - left)):
+            parts.append(part)
+            left -= len(part)
+        if left or os.fstat(self._handle).st_size != self._size:
+            raise self.changed()
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def changed(self) -> FormatError:
+        """The error for contents that are not those that were opened."""
+        return FormatError(
+            f"{self._name!r} has changed since it was opened; load it again, and replace files by renaming others, as"
+            " fastrnn.save does"
+        )
+
+    @property
+    def is_one_of_many(self) -> bool:
+        """Whether the process has so many files open that this one should not stay so."""
+        return self._handle > resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+
+
+Data = bytes | memoryview | File
+"""Contents of a file: they have a length, and parts."""
 
 
 class Module(NamedTuple):
@@ -92,7 +153,7 @@ class TensorFile(Mapping[str, np.ndarray]):
 
 
 def view_array(
-    data: memoryview,
+    data: bytes | memoryview,
     dtype: str,
     shape: tuple[int, ...],
     offset: int,

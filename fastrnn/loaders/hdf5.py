@@ -57,7 +57,7 @@ class HDF5File:
             raise need("h5py", "keras") from None
         if bytes(data[:8]) != MAGIC:
             raise FormatError("it does not start as an HDF5 file does; is it complete, and is it a Keras file?")
-        self._content = content = bytes(data)  # its own copy: another process may truncate a mapped file
+        self._content = content = bytes(data)
         self._h5py = h5py
         self._left = MAX_INFLATION * len(data)
         self._read: dict[str, np.ndarray] = {}

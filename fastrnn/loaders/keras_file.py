@@ -31,7 +31,7 @@ import numpy as np
 from ..errors import FormatError, UnsupportedError
 from . import archive
 from .archive import Member
-from .files import map_file, name_list, short
+from .files import Data, File, name_list, short
 from .hdf5 import MAGIC as HDF5_MAGIC
 from .hdf5 import HDF5File, Stored
 from .limits import MAX_CONFIG_SIZE, MAX_INFLATION, MAX_NESTING
@@ -184,14 +184,14 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[Checkpoint]:
     """
     where = Path(path).name
     with errors_name(where):
-        data = map_file(path)
+        data: Data = File(path)
         config: dict[str, Any] | None = None
         version: str | None = None
         if bytes(data[:4]) == archive.MAGIC:
             config, version, data = _unpack(data)
         elif bytes(data[:8]) != HDF5_MAGIC:
             raise FormatError("neither a zip archive (.keras) nor an HDF5 file (.h5); check the name of the file")
-        with HDF5File(data, OPTIMIZER_GROUPS) as file:
+        with HDF5File(data[:], OPTIMIZER_GROUPS) as file:
             entries = {name: stored for name, stored in file.entries.items() if "/seed_generator/" not in f"/{name}"}
             by_path = not file.has_attribute("keras_version", "layer_names")
             if config is None:
@@ -225,7 +225,7 @@ def read_config(source: Any) -> tuple[dict[str, Any], str | None]:
         return config, _version_in(config)
     if not isinstance(source, (str, os.PathLike)):
         return live_config(source)
-    data, where = map_file(source), Path(source).name
+    data, where = File(source), Path(source).name
     if bytes(data[:4]) == archive.MAGIC or bytes(data[:8]) == HDF5_MAGIC:
         with open_checkpoint(source) as checkpoint:
             if checkpoint.config is None:
@@ -258,12 +258,12 @@ def live_config(layer: Any) -> tuple[dict[str, Any], str]:
     return parse_json(serialized), keras.__version__
 
 
-def parse_json(text: str | memoryview) -> dict[str, Any]:
+def parse_json(text: str | Data) -> dict[str, Any]:
     """Parse a JSON object; no NaN, no key twice, no deep nesting."""
     problem = f"larger than {MAX_CONFIG_SIZE} bytes"
     if len(text) <= MAX_CONFIG_SIZE:
         try:
-            text = text if isinstance(text, str) else bytes(text).decode()
+            text = text if isinstance(text, str) else bytes(text[:]).decode()
             value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
             problem = f"nested deeper than {4 * MAX_NESTING} levels" if _depth(value) > 4 * MAX_NESTING else ""
             if not problem and not isinstance(value, dict):
@@ -280,7 +280,7 @@ def _version_in(config: Mapping[str, Any]) -> str | None:
     return version if version is None else str(version)
 
 
-def _unpack(data: memoryview) -> tuple[dict[str, Any], str, memoryview]:
+def _unpack(data: Data) -> tuple[dict[str, Any], str, bytes | memoryview]:
     """Configuration, version and weights of a .keras archive."""
     members = archive.read_directory(data)
     files = {name: member for name, member in members.items() if not name.endswith("/")}
@@ -298,7 +298,7 @@ def _unpack(data: memoryview) -> tuple[dict[str, Any], str, memoryview]:
     return texts["config.json"], version, _content(data, files["model.weights.h5"])
 
 
-def _content(data: memoryview, member: Member) -> memoryview:
+def _content(data: Data, member: Member) -> bytes | memoryview:
     """The data of a member.  Keras does not compress, but packing such a file again by hand may."""
     if member.method != zlib.DEFLATED or member.flags & 1:
         return archive.stored(data, member)

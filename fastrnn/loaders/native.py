@@ -27,9 +27,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, UnsupportedError
+from ..lazy_array import LazyArray, from_file
 from ..spec import DTYPES, OPS, Graph, ModelSpec, Node, Tensor
 from . import safetensors
-from .files import map_file, name_list, short
+from .files import Data, File, name_list, short
 from .limits import MAX_NAME_LENGTH, MAX_NESTING
 
 FORMAT, VERSION = "fastrnn", 2
@@ -55,13 +56,14 @@ def spec_to_bytes(spec: ModelSpec) -> bytes:
 
 
 def load_spec(path: str | os.PathLike[str]) -> ModelSpec:
-    """Load a model from a ``.frnn`` file; weights and constants are read-only views of the mapped file."""
-    return spec_from_bytes(map_file(path))
+    """Load a model from a ``.frnn`` file; its arrays stay there and are read, and checked, when they are needed."""
+    file = File(path)
+    return _read(file[:] if file.is_one_of_many else file)[0]
 
 
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Read all tensors of a ``.frnn`` file; weights are named "node.weight"."""
-    return _read(map_file(path))[1]
+    return {name: from_file(array) for name, array in _read(File(path))[1].items()}
 
 
 def spec_from_bytes(buffer: bytes | memoryview) -> ModelSpec:
@@ -82,7 +84,7 @@ def supported() -> dict[str, Iterable[str]]:
     return {"nodes": OPS, "dtypes of constants": DTYPES}
 
 
-def _checksum(code: str, shape: tuple[int, ...], data: memoryview) -> int:
+def _checksum(code: str, shape: tuple[int, ...], data: bytes | memoryview) -> int:
     return zlib.crc32(data, zlib.crc32(f"{code}{list(shape)}".encode()))
 
 
@@ -92,7 +94,7 @@ def _checksum(code: str, shape: tuple[int, ...], data: memoryview) -> int:
 def _describe(spec: ModelSpec) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The tensors and metadata of a model."""
     spec.validate()
-    tensors: dict[str, np.ndarray] = {}
+    tensors: dict[str, Any] = {}
 
     def hold(name: str, array: np.ndarray) -> str:
         name = taken = name[: MAX_NAME_LENGTH - 8]
@@ -100,7 +102,7 @@ def _describe(spec: ModelSpec) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         while taken in tensors:
             count += 1
             taken = f"{name}.{count}"
-        tensors[taken] = np.asarray(array)
+        tensors[taken] = array if isinstance(array, LazyArray) else np.asarray(array)
         return taken
 
     described = _describe_graph(spec, hold) | {
@@ -156,7 +158,7 @@ def _encode_tensor(tensor: Tensor) -> dict[str, Any]:
 # Reading
 
 
-def _read(file: memoryview) -> tuple[ModelSpec, dict[str, np.ndarray]]:
+def _read(file: Data) -> tuple[ModelSpec, dict[str, np.ndarray]]:
     """The model of a file, and its tensors."""
     entries, metadata, start = safetensors.read_header(file)
     if metadata.get("format") != FORMAT:
@@ -174,7 +176,7 @@ def _read(file: memoryview) -> tuple[ModelSpec, dict[str, np.ndarray]]:
             bad.append(f"tensor {name}")
     if bad:
         raise FormatError(f"checksums do not match: {name_list(bad)}; the file is damaged, get a fresh copy")
-    tensors = {name: safetensors.read_entry(file[start:], entry) for name, entry in entries.items()}
+    tensors = {name: _array(file, start, entry, checksums[f"tensor {name}"]) for name, entry in entries.items()}
     described = safetensors.parse_object(text, "its spec")
     spec = _Reader(tensors).spec(described if version > 1 else _from_version_1(described))
     try:
@@ -182,6 +184,21 @@ def _read(file: memoryview) -> tuple[ModelSpec, dict[str, np.ndarray]]:
     except FormatError as error:
         raise _damaged(str(error)) from None
     return spec, tensors
+
+
+def _array(file: Data, start: int, entry: safetensors.Entry, checksum: int) -> Any:
+    """A tensor of the file; one that is in a file stays there."""
+    begin, end = start + entry.begin, start + entry.end
+    if not isinstance(file, File):
+        return entry.array(file[begin:end])
+
+    def read() -> np.ndarray:
+        data = file.read(begin, end)
+        if _checksum(entry.code, entry.shape, data) != checksum:
+            raise file.changed()
+        return entry.array(data)
+
+    return LazyArray(entry.shape, entry.dtype, read)
 
 
 def _version(text: str) -> int:

@@ -6,7 +6,6 @@ of the model or below it, reached without a symbolic link.
 
 from __future__ import annotations
 
-import mmap
 import os
 import stat
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, UnsupportedError
-from .files import map_file, need, short, view_array
+from .files import Data, File, need, short, view_array
 from .limits import MAX_NAME_LENGTH, MAX_NESTING, MAX_PROTO, MAX_SHARING, MAX_TENSORS, check_shape
 
 Source = Any  # a path, bytes or a ModelProto
@@ -63,15 +62,15 @@ class OnnxFile:
             self.model, self.size = source, source.ByteSize()
         else:
             if isinstance(source, (bytes, bytearray, memoryview)):
-                data = memoryview(source)
+                data: Data = memoryview(source).cast("B")
             else:
-                data = map_file(source)
+                data = File(source)
                 self.folder = os.path.dirname(os.path.abspath(source))  # noqa: PTH100, PTH120
-            self.size = data.nbytes
+            self.size = len(data)
             if self.size > MAX_PROTO:
                 raise FormatError(f"it has {self.size} bytes, protobuf reads at most {MAX_PROTO}; use external data")
             try:
-                self.model = onnx.ModelProto.FromString(bytes(data))
+                self.model = onnx.ModelProto.FromString(bytes(data[:]))
             except Exception as error:  # of protobuf, whichever implementation it has
                 raise FormatError(
                     f"not an ONNX model, or damaged: protobuf says {short(str(error))}; get a fresh copy of the file"
@@ -79,7 +78,7 @@ class OnnxFile:
         if not self.model.HasField("graph"):
             raise FormatError("not an ONNX model, or damaged: it has no graph; get a fresh copy of the file")
         self.opsets = opset_versions(self.model.opset_import)
-        self._external: dict[str, memoryview] = {}
+        self._external: dict[str, Data] = {}
         self._room = MAX_SHARING * self.size
 
     def array(self, proto: Any, where: str) -> np.ndarray:
@@ -105,7 +104,7 @@ class OnnxFile:
         if proto.data_location == 1:
             data = self._external_data(proto, count * itemsize, where)
         elif proto.HasField("raw_data"):
-            data = memoryview(proto.raw_data)
+            data = proto.raw_data
         else:
             values = getattr(proto, field)
             if len(values) != count or any(len(getattr(proto, other)) for other in _FIELDS if other != field):
@@ -122,7 +121,7 @@ class OnnxFile:
             )
         return view_array(data, dtype, shape, 0)
 
-    def _external_data(self, proto: Any, size: int, where: str) -> memoryview:
+    def _external_data(self, proto: Any, size: int, where: str) -> bytes | memoryview:
         entries = {entry.key: entry.value for entry in proto.external_data}
         unknown = set(entries) - {"location", "offset", "length", "checksum", "basepath"}
         try:
@@ -157,8 +156,8 @@ def opset_versions(imports: Any) -> dict[str, int]:
     return {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in imports}
 
 
-def open_external(folder: str, location: str, where: str) -> memoryview:
-    """Map a file of external data; it must be a regular file inside of ``folder`` with one name and no link on its way.
+def open_external(folder: str, location: str, where: str) -> Data:
+    """A file of external data; it must be a regular file inside of ``folder`` with one name and no link on its way.
 
     Raises
     ------
@@ -193,8 +192,8 @@ def open_external(folder: str, location: str, where: str) -> memoryview:
                 " folder, a device); put a copy of the file beside the model"
             )
         if status.st_size == 0:
-            return memoryview(b"")
-        return memoryview(mmap.mmap(handle, 0, access=mmap.ACCESS_READ))
+            return b""
+        return File.of_handle(os.dup(handle), location)
     finally:
         os.close(handle)
 

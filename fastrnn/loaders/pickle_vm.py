@@ -63,7 +63,7 @@ class Record:
 
 
 def interpret(
-    program: memoryview,
+    program: bytes | memoryview,
     functions: Mapping[str, Callable[[Record], Any]],
     constants: Mapping[str, Any],
     persistent_load: Callable[[Any], Any],
@@ -72,7 +72,7 @@ def interpret(
 
     Parameters
     ----------
-    program : memoryview
+    program : bytes or memoryview
         The pickle.
     functions, constants : mapping
         The globals that are known, as "module.name".  A function gets the record of its call with a short tuple of
@@ -85,7 +85,7 @@ def interpret(
     FormatError
         It is damaged, too long, or uses opcodes that no pickler of Python 3 writes.
     """
-    machine = _Machine(program, functions, constants, persistent_load)
+    machine = _Machine(memoryview(program), functions, constants, persistent_load)
     try:
         return machine.run(), list(machine.unknown)
     except (IndexError, UnicodeDecodeError):

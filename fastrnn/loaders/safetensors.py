@@ -1,7 +1,7 @@
 """The ``.safetensors`` format: an 8-byte length, a JSON header, and the bytes of the tensors without holes.
 
-A file is mapped, and tensors are read-only views of the mapping (bfloat16 and bool are converted).  Names are
-PyTorch's, so a model is built by the same rules as from a state_dict.
+Tensors are read when they are asked for (bfloat16 and bool are converted).  Names are PyTorch's, so a model is built by
+the same rules as from a state_dict.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import numpy as np
 
 from ..errors import FormatError, UnsupportedError
 from ..file_writer import write_file
+from ..lazy_array import from_file
 from ..spec import ModelSpec
-from .files import TensorFile, map_file, name_list, short, view_array
+from .files import Data, File, TensorFile, name_list, short, view_array
 from .limits import MAX_HEADER_SIZE, MAX_NAME_LENGTH, MAX_TENSORS, check_shape
 from .state_dict import layer_kinds, spec_from_state_dict
 
@@ -40,6 +41,16 @@ class Entry:
     begin: int
     end: int
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the array."""
+        name = _DTYPES[self.code][0]
+        return np.dtype("float32" if name == "bfloat16" else name)
+
+    def array(self, data: bytes | memoryview) -> np.ndarray:
+        """The tensor that these bytes of the span are."""
+        return view_array(data, _DTYPES[self.code][0], self.shape, 0)
+
 
 def load_spec(path: str | os.PathLike[str], *, prefix: str = "", nonlinearity: str | None = None) -> ModelSpec:
     """Load the recurrent layer whose weights a ``.safetensors`` file holds under PyTorch's names.
@@ -50,15 +61,20 @@ def load_spec(path: str | os.PathLike[str], *, prefix: str = "", nonlinearity: s
 
 
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read all tensors of a ``.safetensors`` file as views of the mapped file; bfloat16 is widened to float32."""
+    """Read all tensors of a ``.safetensors`` file; bfloat16 is widened to float32."""
     return dict(open_tensors(path))
 
 
 def open_tensors(path: str | os.PathLike[str]) -> TensorFile:
     """Read the header; tensors are read when asked for."""
-    file = map_file(path)
+    file = File(path)
     entries, _, start = read_header(file)
-    return TensorFile(entries, lambda name: read_entry(file[start:], entries[name]))
+
+    def read(name: str) -> np.ndarray:
+        entry = entries[name]
+        return entry.array(file[start + entry.begin : start + entry.end])
+
+    return TensorFile(entries, read)
 
 
 def supported() -> dict[str, Iterable[str]]:
@@ -73,7 +89,7 @@ def save_tensors(
     write_file(path, lambda file: file.writelines(chunks(tensors, metadata)))
 
 
-def read_header(file: memoryview) -> tuple[dict[str, Entry], dict[str, str], int]:
+def read_header(file: Data) -> tuple[dict[str, Entry], dict[str, str], int]:
     """Return the tensors of a file, its metadata, and where the data begin.
 
     Raises
@@ -85,7 +101,7 @@ def read_header(file: memoryview) -> tuple[dict[str, Entry], dict[str, str], int
     """
     if len(file) < 8:
         raise _damaged(f"it has {len(file)} bytes, too few for a header")
-    (length,) = struct.unpack_from("<Q", file)
+    (length,) = struct.unpack("<Q", file[:8])
     if length > min(MAX_HEADER_SIZE, len(file) - 8):
         raise _damaged(f"its header claims {length} bytes of the {len(file)}, at most {MAX_HEADER_SIZE} are read")
     text = bytes(file[8 : 8 + length])
@@ -115,11 +131,6 @@ def read_header(file: memoryview) -> tuple[dict[str, Entry], dict[str, str], int
     return entries, metadata, 8 + length
 
 
-def read_entry(data: memoryview, entry: Entry) -> np.ndarray:
-    """One tensor of the data after the header."""
-    return view_array(data, _DTYPES[entry.code][0], entry.shape, entry.begin)
-
-
 def chunks(
     tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> Iterator[bytes | memoryview]:
@@ -144,7 +155,7 @@ def chunks(
 
 def array_bytes(array: np.ndarray) -> memoryview:
     """The elements of an array as they are stored: in C order, little-endian."""
-    stored = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    stored = np.ascontiguousarray(from_file(array), array.dtype.newbyteorder("<"))
     return memoryview(stored.reshape(-1).view(np.uint8).data)
 
 

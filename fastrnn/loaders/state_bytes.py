@@ -45,7 +45,7 @@ def state_from_bytes(data: bytes, expected: Mapping[str, np.ndarray]) -> dict[st
         raise FormatError(
             f"the state has version {short(metadata.get('version'))}, this fastrnn reads {VERSION}; update fastrnn"
         )
-    found = {name: safetensors.read_entry(file[start:], entry) for name, entry in entries.items()}
+    found = {name: entry.array(file[start + entry.begin : start + entry.end]) for name, entry in entries.items()}
     if metadata.get("checksum") != str(_checksum(found)):
         raise FormatError("the checksum of the state does not match; the bytes are damaged")
     if _kinds(found) != _kinds(expected):

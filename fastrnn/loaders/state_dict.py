@@ -43,7 +43,7 @@ def layer_kinds() -> tuple[str, ...]:
 def as_float32(value: Any, where: str) -> np.ndarray:
     """Return a C-contiguous float32 copy of a tensor or array of float32, float16, bfloat16 (torch) or float64.
 
-    A copy, because a model must not change with the file that it was mapped from or the module that it was taken from.
+    A copy, because a model must not change with the module or the arrays that it was taken from.
 
     Raises
     ------

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import FormatError, UnsupportedError
 from .archive import Member, read_directory, stored
-from .files import TensorFile, map_file, name_list, short, view_array
+from .files import Data, File, TensorFile, name_list, short, view_array
 from .limits import MAX_NAME_LENGTH, MAX_RANK, MAX_SHARING, MIB, check_shape
 from .pickle_vm import MAX_ARGUMENTS, SAVE_HINT, Record, StateDict, interpret
 from .torch_names import named_tensors
@@ -79,7 +79,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> TensorFile:
     UnsupportedError
         It is a file of PyTorch before 1.6, or holds no tensors.
     """
-    file = map_file(path)
+    file = File(path)
     if file[:1] == b"\x80":
         raise UnsupportedError(
             "this is a bare pickle, as torch.save wrote it before PyTorch 1.6 (or a pickle of something else);"
@@ -116,7 +116,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> TensorFile:
     total = sum(tensor.nbytes for tensor in dense.values())
     if total > MAX_SHARING * len(file) + MIB:
         raise FormatError(f"the tensors claim {total} bytes together, the file has {len(file)}; {SAVE_HINT}")
-    checked: dict[str, memoryview] = {}  # members whose checksum has been compared
+    checked: dict[str, bytes | memoryview] = {}  # members whose checksum has been compared
 
     def read(name: str) -> np.ndarray:
         if name not in dense:
@@ -146,7 +146,7 @@ def _stem(members: Iterable[str]) -> str:
     return stems[0]
 
 
-def _big_endian(file: memoryview, member: Member | None) -> bool:
+def _big_endian(file: Data, member: Member | None) -> bool:
     if member is None:  # before PyTorch 2.1
         return False
     text = bytes(stored(file, member)[:16])
