@@ -244,7 +244,9 @@ class Model:
     @cached_property
     def _with_lengths(self) -> tuple[WithLengths, Model]:
         plan = with_lengths(self.graph)
-        return plan, self.rebuilt(plan.spec)
+        model = self.rebuilt(plan.spec)
+        model._executable.memory = self._executable.memory  # the plans of both are this model's
+        return plan, model
 
     @cached_property
     def _batch_axes(self) -> dict[str, int]:

@@ -73,7 +73,7 @@ class Known(Facts):
 
     def _value_of(self, node: Node) -> np.ndarray | None:
         value = super()._value_of(node)
-        if value is not None or node.op not in ("binary", "reduce"):
+        if value is not None or node.op not in ("binary", "reduce", "where"):
             return value
         given = [self.values.get(name) for name in node.inputs]
         if any(a is None or None in a.ravel().tolist() or not self._is_whole(n) for a, n in zip(given, node.inputs)):
@@ -84,7 +84,7 @@ class Known(Facts):
             return None
 
     def _is_whole(self, name: str) -> bool:
-        return self.dtypes.get(name, "").startswith("int")
+        return self.dtypes.get(name, "").startswith(("int", "bool"))
 
 
 def sized_facts(spec: ModelSpec, axes: Mapping[str, int], steps: int, times: int) -> Known:

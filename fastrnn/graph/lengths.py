@@ -16,8 +16,8 @@ from ..errors import UnsupportedError
 from ..spec import GATES, OPS, ModelSpec, Node, Tensor
 from .follow_time import BATCH, STEPS, sizes_of
 from .optimize import drop_dead
-from .ragged import Need, Ragged, Steps
-from .ragged_rules import RAGGED, Made, step_by_step
+from .ragged import Given, Made, Need, Ragged, Steps
+from .ragged_rules import RAGGED, step_by_step
 from .time_axis import RULES, Time, UnfollowedError
 
 POSITIONS = ("range", "fill", "expand", "tile", "slice")
@@ -88,8 +88,8 @@ def _followed(spec: ModelSpec) -> Follower:
     while before != best.axes:
         before = best.axes
         for tensor in spec.inputs:
-            for axis in range(len(sizes_of(spec, tensor))):
-                if tensor.name not in before:
+            for axis, size in enumerate(sizes_of(spec, tensor)):
+                if tensor.name not in before and size != 1:
                     found = Follower(spec, before | {tensor.name: axis})
                     if found.rank(layers) < best.rank(layers):
                         best = found
@@ -133,7 +133,8 @@ class Follower(Ragged):
 
     def _enter(self, tensor: Tensor) -> None:
         """Time and the batch in an input: the first axis that is not time, if it is not that of features."""
-        shape, axis = self.shape(tensor.name), self.axes.get(tensor.name)
+        shape = self.shape(tensor.name) if self.facts.shape(tensor.name) else ()
+        axis = self.axes.get(tensor.name)
         if axis is not None:
             self.times[tensor.name] = (Steps(axis, shape[axis], lengths=self.lengths),)
             rows = 1 if axis == 0 else 0
@@ -149,7 +150,7 @@ class Follower(Ragged):
         self.problems[text] = None
 
     def _follow(self, node: Node) -> None:
-        read = [*node.inputs, *(name for body in node.graphs.values() for n in body.all_nodes() for name in n.inputs)]
+        read = [*node.inputs, *_read_inside(node)]
         if node.op in ("shape", "size"):
             self.put(node)
             return
@@ -177,7 +178,7 @@ class Follower(Ragged):
             return
         self.times |= {name: steps for name, steps in zip(node.outputs, made) if name and steps}
 
-    def _with_counts(self, node: Node, given: list[tuple[Steps, ...]]) -> Node:
+    def _with_counts(self, node: Node, given: Given) -> Node:
         """A node that calculates with the number of steps: each sequence has its own."""
         lengths = [name for name in node.inputs if name and self.depends(name)]
         if lengths and not self._is_size(node, given):
@@ -186,10 +187,12 @@ class Follower(Ragged):
                 raise UnfollowedError(COUNTS)
             node = replace(node, inputs=tuple(found.get(name) or name for name in node.inputs))
         counts = {name for name in node.inputs if name in self._counts or name in self.made_lengths}
+        if any(name in self._counts or self.depends(name) for name in _read_inside(node)):
+            raise UnfollowedError(COUNTS)
         if not counts:
             return node
         result = node.outputs[0]
-        if self.shape(result) == ():
+        if self.shape(result) in ((), (1,)):
             if node.op not in ("cast", "unary", "activation", "binary"):
                 raise UnfollowedError(COUNTS)
             self._counts.add(result)
@@ -200,7 +203,7 @@ class Follower(Ragged):
         aligned = {name: self.aligned_lengths(name, rank, batch) for name in counts}
         return replace(node, inputs=tuple(aligned.get(name, name) for name in node.inputs))
 
-    def _is_size(self, node: Node, given: list[tuple[Steps, ...]]) -> bool:
+    def _is_size(self, node: Node, given: Given) -> bool:
         """Whether a node that reads the number of steps makes a size or a place of it."""
         if node.op == "binary" and self.value(node.outputs[0]) is not None:
             return node.attr("function") in SIZES or (node.attr("function") == "div" and self.divides(*node.inputs))
@@ -272,11 +275,13 @@ class Follower(Ragged):
         if name in self._unknown or writer is None:
             return
         try:
+            if name in self._counts:
+                raise UnfollowedError(COUNTS)
             result = name
             for steps in self.times.get(name, ()):
                 result = self.filled(result, steps, 0, like=name)
         except UnfollowedError as reason:
-            self._problem(f"{writer.op} {writer.name!r} gives an output that {reason}")
+            self._problem(f"{writer.op} {writer.name!r}, whose output is one of the model's, {reason}")
             return
         if result != name:
             self._ends.append(Node("identity", self.fresh(f"{name}/output"), (result,), (name,)))
@@ -294,6 +299,11 @@ class Follower(Ragged):
         drop_dead(spec, set())
         places = {n: Place(self.batch[n].axis, axis, len(self.shape(n))) for n, axis in self.axes.items()}
         return WithLengths(spec, self.lengths, places, tuple(self.needs))
+
+
+def _read_inside(node: Node) -> list[str]:
+    """What the nodes in the bodies of a node read."""
+    return [name for body in node.graphs.values() for inner in body.all_nodes() for name in inner.inputs]
 
 
 def _freed(spec: ModelSpec, axes: Mapping[str, int]) -> ModelSpec:

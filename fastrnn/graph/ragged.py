@@ -29,6 +29,12 @@ class Steps(Time):
     lengths: str = ""
 
 
+Given = Sequence[tuple[Steps, ...]]
+"""The steps of each input of a node: a tensor may have several axes of time."""
+Made = list[tuple[Steps, ...]]
+"""The steps of each output."""
+
+
 @dataclass(frozen=True)
 class Need:
     """Steps that each sequence must have, because of a node: ``formula`` of its length is at least ``least``."""
@@ -283,6 +289,19 @@ class Ragged(Writer):
         return self.taken(name, indices, axis)
 
 
-def moved(times: Sequence[Steps], change: Any) -> tuple[Steps, ...]:
-    """Steps along other axes."""
-    return tuple(replace(steps, axis=change(steps.axis)) for steps in times)
+def less(times: Sequence[Steps], axes: set[int], keepdims: bool) -> tuple[Steps, ...]:
+    """Steps when other axes have been reduced."""
+    if keepdims:
+        return tuple(times)
+    return tuple(replace(steps, axis=steps.axis - sum(k < steps.axis for k in axes)) for steps in times)
+
+
+def along(times: Sequence[Steps], axis: int) -> Steps | None:
+    """The steps that are along an axis."""
+    return next((steps for steps in times if steps.axis == axis), None)
+
+
+def no_more(times: Sequence[Sequence[Steps]]) -> None:
+    """Refuse other inputs with steps."""
+    if any(times):
+        raise UnfollowedError("takes more than one tensor of steps")
