@@ -28,6 +28,13 @@ from .errors import ConcurrentUseError
 cnp.import_array()
 
 
+cdef extern from "<fenv.h>" nogil:
+    ctypedef struct fenv_t:
+        pass
+    const fenv_t *FE_DFL_ENV
+    int fegetenv(fenv_t *env)
+    int fesetenv(const fenv_t *env)
+
 cdef extern from "Python.h" nogil:
     int PyErr_CheckSignals() noexcept
 
@@ -100,6 +107,20 @@ def set_team(name):
 def set_blas(uintptr_t sgemm):
     """Hand over the address of a Fortran sgemm."""
     c_api.frnn_set_blas(<c_api.frnn_sgemm_fn *> sgemm)
+
+
+cdef class FloatMode:
+    """``with FloatMode():`` is a block in the floating-point mode that a process begins with: to nearest, denormals kept,
+    no exception trapped.  After it the thread has its mode, and the flags of past exceptions, as they were."""
+
+    cdef fenv_t saved
+
+    def __enter__(self):
+        fegetenv(&self.saved)
+        fesetenv(FE_DFL_ENV)
+
+    def __exit__(self, kind, error, traceback):
+        fesetenv(&self.saved)
 
 
 # ---- Helpers ----

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .errors import ShapeError
+from .float_mode import FloatMode, in_default_mode
 
 F32, INT64 = np.dtype(np.float32), np.dtype(np.int64)
 
@@ -37,7 +38,8 @@ def c_array(array: Any, dtype: np.dtype[Any]) -> np.ndarray:
     """
     if type(array) is np.ndarray and array.dtype is dtype and (flags := array.flags).c_contiguous and flags.aligned:
         return array  # the common case, in a tenth of the time
-    return np.require(np.asarray(array), dtype, ["C", "A"])
+    with FloatMode():  # a cast rounds
+        return np.require(np.asarray(array), dtype, ["C", "A"])
 
 
 def as_float32(value: Any, name: str) -> np.ndarray:
@@ -56,6 +58,12 @@ def as_float32(value: Any, name: str) -> np.ndarray:
     if not np.can_cast(array.dtype, F32, "same_kind"):
         raise ShapeError(f"{name} must hold real numbers (float32, or what casts to it), got dtype {array.dtype}")
     return c_array(array, F32)
+
+
+@in_default_mode
+def is_whole(array: np.ndarray) -> bool:
+    """Whether all elements are whole numbers or truth values."""
+    return array.dtype.kind in "iub" or (array.dtype.kind == "f" and bool(np.all(np.floor(array) == array)))
 
 
 def check_out(array: Any, shape: tuple[int, ...], name: str) -> np.ndarray:

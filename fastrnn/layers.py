@@ -13,8 +13,9 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from . import _core, runtime
-from .arrays import F32, as_array, as_float32, c_array
+from .arrays import F32, as_array, as_float32, c_array, is_whole
 from .errors import ShapeError
+from .float_mode import FloatMode, in_default_mode
 from .lazy_array import LazyArray, in_memory
 from .spec import OPS, ROW_ACTIVATIONS, Node, activation
 
@@ -53,6 +54,7 @@ class Layer:
     node: Node
     _thread_count: int | None = None
 
+    @in_default_mode
     def __init__(self, node: Node, backend: str | None = None):
         given = node
         weights = {key: as_float32(in_memory(value), key) for key, value in node.weights.items()}
@@ -273,8 +275,7 @@ class Embedding(Stateless):
     def run_node(self, inputs: Inputs) -> Outputs:
         ids = as_array(inputs[0])
         table = self._table
-        whole = ids.dtype.kind in "iu" or (ids.dtype.kind == "f" and bool(np.all(np.floor(ids) == ids)))
-        if not whole and ids.size:
+        if ids.size and ids.dtype.kind not in "iu" and (ids.dtype.kind == "b" or not is_whole(ids)):
             raise ShapeError(f"{self.name!r} takes whole numbers as ids, got dtype {ids.dtype}")
         if ids.size and (ids.min() < 0 or ids.max() >= len(table)):
             raise ShapeError(f"{self.name!r} takes ids from 0 to {len(table) - 1}, got {ids.min()} to {ids.max()}")
@@ -297,6 +298,10 @@ class Masking(Stateless):
     def run_node(self, inputs: Inputs) -> Outputs:
         x = inputs[0]
         assert x is not None
+        with FloatMode():
+            return self._masked(x)
+
+    def _masked(self, x: np.ndarray) -> Outputs:
         mask = np.any(x != np.float32(self.node.attr("mask_value")), axis=-1)
         return np.where(mask[..., None], x, np.float32(0)), mask
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from . import _core, cells, runtime
-from .arrays import as_array, as_float32
+from .arrays import as_array, as_float32, is_whole
 from .engine import Convolution, Executable
 from .errors import FormatError, ShapeError, UnsupportedError
 from .explain import explain
+from .float_mode import in_default_mode
 from .graph.lengths import WithLengths, with_lengths
 from .graph.optimize import optimize
 from .inspect import batch_axes, optional_inputs
@@ -97,6 +98,7 @@ class Model:
         Layers by name, in running order.
     """
 
+    @in_default_mode
     def __init__(
         self,
         spec: ModelSpec,
@@ -404,8 +406,7 @@ def _as_dtype(value: Any, tensor: Tensor) -> np.ndarray:
     array, wanted = as_array(value), np.dtype(tensor.dtype)
     if array.dtype == wanted:
         return array
-    whole = array.dtype.kind in "iub" or (array.dtype.kind == "f" and bool(np.all(np.floor(array) == array)))
-    if not whole and array.size:
+    if array.size and not is_whole(array):
         raise ShapeError(f"input {tensor.name!r} takes whole numbers ({tensor.dtype}), got dtype {array.dtype}")
     return array.astype(wanted)
 
@@ -425,6 +426,7 @@ def _features(layer: Layer) -> tuple[int | None, int | None]:
     return None, layer.node.weights["weight"].shape[1] if isinstance(layer, Embedding) else None
 
 
+@in_default_mode
 def Sequential(*layers: Layer) -> Model:  # noqa: N802 (it stands where a class does elsewhere)
     """A model of layers in a row.
 
@@ -476,6 +478,7 @@ def Sequential(*layers: Layer) -> Model:  # noqa: N802 (it stands where a class 
     return Model(spec, backend=next(iter(backends), None))
 
 
+@in_default_mode
 def as_model(layer: Layer | Model) -> Model:
     """A model of one layer; a model is returned as it is."""
     if isinstance(layer, Model):
@@ -491,6 +494,7 @@ def as_model(layer: Layer | Model) -> Model:
     return Model(ModelSpec([node], inputs, outputs, nested_state=final), backend=layer._backend, threads=layer.threads)
 
 
+@in_default_mode
 def load(
     path: str | os.PathLike[str],
     *,
@@ -562,6 +566,7 @@ def _replay(model: Model, path: str | os.PathLike[str]) -> None:
         )
 
 
+@in_default_mode
 def load_layers(
     path: str | os.PathLike[str], names: Any, *, backend: str | None = None, **options: Any
 ) -> dict[str, Layer | Model]:
@@ -590,6 +595,7 @@ def _single(spec: ModelSpec, backend: str | None) -> Layer | Model:
     return build_layer(spec.nodes[0], backend) if known else Model(spec, backend=backend)
 
 
+@in_default_mode
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The raw arrays of any model file by their names in it; those of nested dictionaries are joined with dots.
 
@@ -605,6 +611,7 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return loaders.load_tensors(path)
 
 
+@in_default_mode
 def from_torch(
     module: Any, *, backend: str | None = None, threads: int | None = None, dtype: str = "float32", **options: Any
 ) -> Layer | Model:
@@ -637,6 +644,7 @@ def from_torch(
     return Model(spec, backend=backend, threads=threads)
 
 
+@in_default_mode
 def from_keras(
     model_or_layer: Any,
     *,
@@ -652,6 +660,7 @@ def from_keras(
     return Model(loader.from_object(model_or_layer, outputs=outputs), backend=backend, threads=threads)
 
 
+@in_default_mode
 def from_onnx(
     model: Any,
     *,
@@ -670,6 +679,7 @@ def from_onnx(
     return Model(loader.from_object(model, outputs=outputs), backend=backend, threads=threads)
 
 
+@in_default_mode
 def save(model: Model | Layer, path: str | os.PathLike[str], *, recorded: Mapping[str, Any] | None = None) -> None:
     """Write a model as ``.frnn``: safetensors with the graph in its metadata.
 

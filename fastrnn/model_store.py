@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from .arrays import as_array, as_float32, c_array
+from .arrays import as_array, as_float32, c_array, is_whole
 from .errors import ShapeError, UnsupportedError
 from .graph.streaming import Streamed, StreamState, streamed
 from .inspect import batch_axes
@@ -311,7 +311,7 @@ class ModelStore:
         ]
         if wrong:
             raise ShapeError("; ".join(wrong))
-        return {name: arrays[name].astype(array.dtype) for name, array in like.items()}
+        return {name: c_array(arrays[name], array.dtype) for name, array in like.items()}
 
     def clear(self, rows: Rows) -> None:
         for state in self._states:
@@ -346,6 +346,6 @@ def _names(tensors: Sequence[Tensor]) -> str:
 def _whole(value: Any, tensor: Tensor) -> np.ndarray:
     """Whole numbers or truth values of the dtype that an input declares."""
     array = as_array(value)
-    if array.dtype.kind not in "iub" and not (array.dtype.kind == "f" and np.all(np.floor(array) == array)):
+    if not is_whole(array):
         raise ShapeError(f"input {tensor.name!r} takes whole numbers ({tensor.dtype}), got dtype {array.dtype}")
     return c_array(array, np.dtype(tensor.dtype))

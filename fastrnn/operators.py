@@ -7,12 +7,14 @@ arrays keep their precision: float32 in, float32 out.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
 import numpy as np
 
+from . import run_limits
 from .errors import ShapeError, UnsupportedError
 from .spec import Graph, Node
 
@@ -357,6 +359,31 @@ def _if(node: Node, bodies: Bodies, condition: Array) -> list[Array]:
     return bodies(node.graphs["then" if np.all(condition) else "else"], {})
 
 
+class _Turns(threading.local):
+    """Turns of the loops of a thread that run now, counted from the outermost on."""
+
+    depth, made = 0, 0
+
+    def __enter__(self) -> None:
+        if self.depth == 0:
+            self.made = 0
+        self.depth += 1
+
+    def __exit__(self, *error: object) -> None:
+        self.depth -= 1
+
+    def count(self, node: Node) -> None:
+        self.made += 1
+        if self.made > run_limits.MAX_TURNS:
+            raise UnsupportedError(
+                f"{node.op} {node.name!r} goes on after {run_limits.MAX_TURNS} turns, those of the loops around and"
+                " inside it included; if that is no mistake of the model, set fastrnn.run_limits.MAX_TURNS"
+            )
+
+
+_turns = _Turns()
+
+
 def _loop(node: Node, bodies: Bodies, *inputs: Array | None) -> list[Array]:
     trip_count, condition, *carried = (*inputs, None, None)[: max(len(inputs), 2)]
     body = node.graphs["body"]
@@ -365,14 +392,16 @@ def _loop(node: Node, bodies: Bodies, *inputs: Array | None) -> list[Array]:
     scanned: list[list[Array]] = [[] for _ in range(len(body.outputs) - 1 - len(carried))]
     done = 0
     names = [t.name for t in body.inputs]
-    while going and done < limit:
-        values = (np.asarray(done, np.int64), np.asarray(going), *carried)
-        again, *results = bodies(body, {n: v for n, v in zip(names, values) if v is not None})
-        carried = list(results[: len(carried)])
-        for kept, value in zip(scanned, results[len(carried) :]):
-            kept.append(value)
-        going = bool(np.all(again))
-        done += 1
+    with _turns:
+        while going and done < limit:
+            _turns.count(node)
+            values = (np.asarray(done, np.int64), np.asarray(going), *carried)
+            again, *results = bodies(body, {n: v for n, v in zip(names, values) if v is not None})
+            carried = list(results[: len(carried)])
+            for kept, value in zip(scanned, results[len(carried) :]):
+                kept.append(value)
+            going = bool(np.all(again))
+            done += 1
     return [*carried, *(np.stack(kept) if kept else np.zeros(0, np.float32) for kept in scanned)]  # type: ignore[list-item]
 
 
@@ -384,11 +413,14 @@ def _scan(node: Node, bodies: Bodies, *inputs: Array) -> list[Array]:
     moved = [np.moveaxis(x, axis, 0)[:: -1 if back else 1] for x, axis, back in zip(scanned, axes, backwards)]
     names = [t.name for t in body.inputs]
     results: list[list[Array]] = [[] for _ in range(len(body.outputs) - len(carried))]
-    for parts in zip(*moved):
-        new = bodies(body, dict(zip(names, (*carried, *parts))))
-        carried = new[: len(carried)]
-        for kept, value in zip(results, new[len(carried) :]):
-            kept.append(value)
+    with _turns:
+        for parts in zip(*moved):
+            if _turns.depth > 1:
+                _turns.count(node)
+            new = bodies(body, dict(zip(names, (*carried, *parts))))
+            carried = new[: len(carried)]
+            for kept, value in zip(results, new[len(carried) :]):
+                kept.append(value)
     out_axes = node.attr("output_axes") or [0] * len(results)
     out_backwards = node.attr("output_directions") or [0] * len(results)
     stacked = [

@@ -15,6 +15,7 @@ import numpy as np
 from . import _core, runtime
 from .arrays import F32, as_array, as_float32, check_out
 from .errors import ShapeError, UnsupportedError
+from .float_mode import in_default_mode
 from .layer_store import LayerStore
 from .layers import Inputs, Layer, Outputs
 from .sequences import check_lengths, pad
@@ -370,6 +371,7 @@ class Recurrent(Layer):
         arrays = [a.reshape(shape) for a, shape in zip(arrays, [y_shape, *shapes])]
         return None if last else arrays[0], arrays[0] if last else None, arrays[1], arrays[2] if self.has_c else None
 
+    @in_default_mode
     def _take_lengths(
         self, lengths: Any, mask: Any, batch: int, seq_len: int
     ) -> tuple[np.ndarray, np.ndarray | None, str]:
@@ -387,6 +389,7 @@ class Recurrent(Layer):
         times = np.argsort(~mask, axis=1, kind="stable")  # steps to run first, each part in the order of time
         return mask.sum(1, dtype=np.int64), times, "zero" if self._zero_masked else "repeat"
 
+    @in_default_mode
     def _last_output(self, h_n: np.ndarray, y: np.ndarray | None, steps: np.ndarray | None, mask: Any) -> np.ndarray:
         """The final h of each direction of the last layer, merged.  ``steps``: real steps of masked rows."""
         finals = list(h_n[-self._directions :])

@@ -21,6 +21,7 @@ import numpy as np
 from . import operators
 from . import spec as _spec
 from .errors import ShapeError
+from .float_mode import in_default_mode
 from .spec import GATES, Graph, ModelSpec, Node, weight_suffixes
 
 Array = np.ndarray
@@ -234,6 +235,7 @@ _CELLS: dict[str, Callable[..., Any]] = {"lstm": lstm_cell, "gru": gru_cell, "rn
 # Layers: the loop over time, directions and stacked layers.
 
 
+@in_default_mode
 def recurrent(
     node: Node,
     x: Array,
@@ -456,6 +458,7 @@ OPS: dict[str, Callable[..., tuple[Array | None, ...]]] = {
 kinds of nodes are :mod:`fastrnn.operators`, on arrays of float64."""
 
 
+@in_default_mode
 def run_node(node: Node, tensors: Mapping[str, Array], lengths: Array | None = None) -> dict[str, Array]:
     """Run one node on the tensors that it reads, optional ones where they are there; returns those that it writes."""
     inputs = [tensors.get(name) for name in node.inputs]
@@ -470,6 +473,7 @@ def run_node(node: Node, tensors: Mapping[str, Array], lengths: Array | None = N
     return {name: array for name, array in zip(node.outputs, outputs, strict=False) if name and array is not None}
 
 
+@in_default_mode
 def run(spec: ModelSpec, feeds: Mapping[str, Array], lengths: Array | None = None) -> dict[str, Array]:
     """Run a whole graph; returns every tensor in it by name, the feeds included.
 

@@ -12,6 +12,10 @@ MAX_PLAN_BYTES = 64 * MIB  # all that they hold
 MAX_VALUES = 1024  # elements of a tensor that a plan may depend on
 MAX_CHOICES = 8  # values of an input for each of which there may be a plan; with more, it is an input like others
 
+# Turns that one loop of a graph makes in a run, with those of all loops and scans inside it; a file may ask for a loop
+# without an end.  A scan that stands in no loop makes as many as its input has steps.  A larger number may be set here.
+MAX_TURNS = 1_000_000
+
 # Blocks of intermediate results that wait for the next run; there is one for each run at the same time, and one waits
 # whatever its size
 MAX_IDLE_BYTES = 64 * MIB

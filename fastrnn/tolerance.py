@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from . import reference
+from .float_mode import in_default_mode
 from .spec import ModelSpec, Node
 
 Arrays = dict[str, np.ndarray]
@@ -30,6 +31,7 @@ A wrong gate order, activation or epsilon is hundreds of times larger."""
 FLOAT32 = np.finfo(np.float32)
 
 
+@in_default_mode
 def reference_run(graph: ModelSpec, feeds: Arrays, tolerance: float | None = None) -> tuple[Arrays, dict[str, float]]:
     """The tensors that a graph writes in float64, and the error allowed for each."""
     exact = reference.run(graph, feeds)

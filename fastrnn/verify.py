@@ -15,6 +15,7 @@ import numpy as np
 
 from .arrays import as_array
 from .errors import ShapeError, UnsupportedError
+from .float_mode import in_default_mode
 from .inspect import consumer, input_sizes, optional_inputs, table
 from .lazy_array import from_file
 from .model import as_model
@@ -84,6 +85,7 @@ class Report:
         return "\n".join([table(head, rows), *lines])
 
 
+@in_default_mode
 def verify(
     model: Any,
     against: Any = "reference",

@@ -16,8 +16,9 @@ PACKAGE = ROOT / "fastrnn"
 
 LADDER = (
     {"errors", "run_limits"},
-    {"file_writer", "lazy_array"},
-    {"spec", "arrays", "array_files", "_core", "_blas"},
+    {"file_writer", "lazy_array", "_core", "_blas"},
+    {"float_mode"},
+    {"spec", "arrays", "array_files"},
     {"onnx_operator"},
     {"operators"},
     {"graph"},

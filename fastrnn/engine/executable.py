@@ -18,6 +18,7 @@ import numpy as np
 from .. import _core, operators
 from ..arrays import c_array
 from ..errors import FastrnnError, ShapeError, UnsupportedError
+from ..float_mode import FloatMode
 from ..run_limits import MAX_CHOICES, MAX_PLANS, MAX_VALUES
 from ..spec import Graph, Node
 from .builder import Builder, HostStep, NeedsValue
@@ -102,7 +103,8 @@ class Executable:
                 self._check(arrays)
             if self._optional_by_value and self._too_many_choices(arrays):
                 return self.run(arrays, threads)
-            plan = self.plan(arrays)
+            with FloatMode():
+                plan = self.plan(arrays)
             plan.before = None if before is None else ref(before)
             plan.nbytes = plan_bytes(plan, key, self._own_arrays())
             plan = memory.keep(self.plans, key, plan)
@@ -228,7 +230,8 @@ class Executable:
         values: dict[str, np.ndarray] = dict(zip(stop.inputs, results))
         if stop.node is not None:
             seen = {**stop.rest.constants, **values}
-            made = self._run_node(stop.node, seen, threads, memory, plan)
+            with FloatMode():
+                made = self._run_node(stop.node, seen, threads, memory, plan)
             values.update((name, array) for name, array in zip(stop.node.outputs, made) if name)
         return stop.rest.run([values.get(name) for name in stop.rest.inputs], threads, memory, plan)
 

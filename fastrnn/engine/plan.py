@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import _core, run_limits
 from ..arrays import c_array
+from ..float_mode import FloatMode
 from .builder import HostStep, Segment
 from .tensors import F32, Value
 
@@ -74,10 +75,17 @@ class Plan:
     def __post_init__(self) -> None:
         self._floats_in = [k for k, value in enumerate(self.inputs) if value.buffer is not None]
         self._floats_out = [value.shape for value in self.results if value.is_float]
+        self._in_c = all(isinstance(item, Segment) for item in self.items)
         self._only_floats = len(self._floats_out) == len(self.results)
 
     def run(self, arrays: Sequence[np.ndarray], threads: int, blocks: Blocks) -> list[np.ndarray]:
         """Results for input arrays."""
+        if self._in_c:
+            return self._run(arrays, threads, blocks)
+        with FloatMode():
+            return self._run(arrays, threads, blocks)
+
+    def _run(self, arrays: Sequence[np.ndarray], threads: int, blocks: Blocks) -> list[np.ndarray]:
         block = blocks.take(self.block_size)
         inputs = [c_array(arrays[k], F32) for k in self._floats_in]
         outputs = [np.empty(shape, np.float32) for shape in self._floats_out]
