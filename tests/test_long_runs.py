@@ -1,7 +1,6 @@
 """Runs that would not end: a limit on the turns of loops, and Ctrl-C, after which everything goes on as before."""
 
 import signal
-from itertools import pairwise
 
 import numpy as np
 import pytest
