@@ -26,7 +26,7 @@ def check_causal(layer: Any) -> None:
 class LayerStore:
     """Rows of one recurrent layer."""
 
-    frame_ndim = 1
+    alone = ""
 
     def __init__(self, layer: Any, capacity: int):
         check_causal(layer)
@@ -34,6 +34,9 @@ class LayerStore:
         self._states = _core.RowStates(layer._handle, capacity)
         self._names = ("h", "c") if layer.has_c else ("h",)
         self.bytes_a_row = sum(array.nbytes for array in self._arrays()) // max(capacity, 1)
+
+    def is_sequence(self, x: Any) -> bool:
+        return np.ndim(x) == 2
 
     def _arrays(self) -> list[np.ndarray]:
         return [self._states.h, self._states.c] if self._states.c is not None else [self._states.h]

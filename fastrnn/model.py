@@ -18,6 +18,7 @@ from .explain import explain
 from .float_mode import in_default_mode
 from .graph.lengths import WithLengths, with_lengths
 from .graph.optimize import optimize
+from .graph.streaming import Streamed, streamed
 from .inspect import batch_axes, optional_inputs
 from .layers import Activation, BatchNorm, Dense, Embedding, Layer, LayerNorm, Masking, Stack, Unstack
 from .lazy_array import from_file
@@ -127,6 +128,7 @@ class Model:
         alone = len(spec.nodes) == 1 and spec.nested_state
         self._bare = first if alone and isinstance(first, Recurrent) else None
         self._optional = optional_inputs(spec)
+        self._streams: dict[frozenset[tuple[str, str]] | None, tuple[Streamed, Model]] = {}
 
     def _executable_for(self, outputs: list[str]) -> Executable:
         choices = [t.name for t in self.inputs if t.shape == () and not t.dtype.startswith("float")]
@@ -323,6 +325,14 @@ class Model:
     def rebuilt(self, spec: ModelSpec) -> Model:
         """A model of another graph, with the packed weights of this one where they are the same."""
         return Model(spec, backend=self._backend, threads=self._threads, packed=self._packed)
+
+    def streamed(self, states: Mapping[str, str] | None = None) -> tuple[Streamed, Model]:
+        """The model that carries its state from call to call, for :mod:`fastrnn.model_store`; made once."""
+        key = None if states is None else frozenset(states.items())
+        if key not in self._streams:
+            made = streamed(self.spec, states)
+            self._streams[key] = made, self.rebuilt(made.spec)
+        return self._streams[key]
 
     def stream(
         self, batch: int = 1, *, constants: Mapping[str, Any] | None = None, states: Mapping[str, str] | None = None

@@ -10,14 +10,16 @@ import numpy as np
 from . import _core
 from .arrays import as_array, as_float32, c_array, is_whole
 from .errors import ShapeError, UnsupportedError
-from .graph.streaming import Streamed, StreamState, streamed
-from .inspect import batch_axes
+from .graph.streaming import Streamed, StreamState
 from .spec import Tensor
 from .streams import Rows
 
 ROWS_A_CALL = 128
 """Streams that share a call of the graph: enough to use each weight often, few enough that what stands between the
 layers stays in the cache.  A frame of silero: 22 us alone, 11 with 128 in a call, 30 with 1,000."""
+
+MAX_FRAMES = 64
+"""Shapes of frames for which a store remembers what a step gives."""
 
 
 class ModelStore:
@@ -35,8 +37,8 @@ class ModelStore:
     """
 
     def __init__(self, model: Any, capacity: int, constants: Mapping[str, Any], states: Mapping[str, str] | None):
-        self._streamed = streamed(model.spec, states)
-        self._set_up(model.rebuilt(self._streamed.spec), constants)
+        self._streamed, built = model.streamed(states)
+        self._set_up(built, constants)
         self._allocate(capacity)
 
     def _set_up(self, model: Any, constants: Mapping[str, Any]) -> None:
@@ -48,36 +50,61 @@ class ModelStore:
         self._constants = {name: as_array(value) for name, value in constants.items()}
         self._inputs = [t for t in whole.inputs if t.name not in constants]
         self._outputs = list(whole.outputs)
-        axes = batch_axes(whole.spec)
-        self._batch = {t.name: axes.get(t.name, 0) for t in (*self._inputs, *self._outputs)}
-        self._time = whole.time_axis
+        self._batch, self._time = whole.batch_axis, whole.time_axis
+        self._check_inputs()
         fixed = [t.name for t in self._inputs if _fixed(t, self._batch[t.name])]
         fixed += [s.input for s in self._states if s.batch_axis < 0]
         self._one_by_one = bool(fixed)
         self._varying = [s.input for s in self._states if None in s.shape]
-        self._features: dict[str, tuple[int, ...]] = {}
-        self.frame_ndim = len(self._frame(self._inputs[0].name)) if self._inputs else 0
+        self._made: dict[tuple[tuple[int, ...], ...], dict[str, np.ndarray]] = {}
+        self._has_time = any(self._time[t.name] is not None for t in self._inputs)
+        self.alone = (
+            f"{', '.join(self._varying)} changes its length from call to call, so streams cannot share one; use a"
+            " stream for each"
+            if self._varying
+            else ""
+        )
+
+    def _check_inputs(self) -> None:
+        """Refuse inputs of which a row and a step cannot have one of their own."""
+        unknown = [repr(t.name) for t in self._inputs if t.shape is None]
+        if unknown:
+            raise UnsupportedError(
+                f"neither the model nor its layers tell the shape of input {', '.join(unknown)}, which a stream needs"
+            )
+        rows = any(self._batch[t.name] >= 0 for t in self._inputs)
+        shared = [t.name for t in self._inputs if not t.shape or (rows and self._batch[t.name] < 0)]
+        if shared:
+            form = ", ".join(f"{name!r}: ..." for name in shared)
+            raise ShapeError(
+                f"{', '.join(map(repr, shared))} has no axis for a batch: it is the same at every step of all streams;"
+                f" pass constants={{{form}}}"
+            )
+        if not self._inputs:
+            raise ShapeError("all inputs are constants or states; a stream needs one that comes step by step")
 
     def _allocate(self, capacity: int) -> None:
         self.capacity = capacity
-        if self._varying and capacity > 1:
-            raise UnsupportedError(
-                f"{', '.join(self._varying)} changes its length from call to call, so streams cannot share one; use a"
-                " stream for each"
-            )
-        self._arrays = {
-            state.input: np.zeros((capacity, *_first(state)), np.dtype(state.dtype)) for state in self._states
-        }
+        if capacity > 1 and self.alone:
+            raise UnsupportedError(self.alone)
+        self._arrays = {state.input: _first(state, capacity) for state in self._states}
         self.bytes_a_row = sum(array.nbytes for array in self._arrays.values()) // capacity
+
+    def is_sequence(self, x: Any) -> bool:
+        name = self._inputs[0].name
+        part: Any = x.get(name) if isinstance(x, Mapping) else x
+        return np.ndim(part) == len(self._frame(name)) + 1
 
     # ---- running ----
 
     def step(self, rows: Rows, x: Any, out: Any = None) -> Any:
         batch = self._count(rows)
         frames = self._taken(x, 0)
-        single = batch == 1 and all(array.ndim == len(self._frame(name)) for name, array in frames.items())
-        if single:
-            frames = {name: array[None] for name, array in frames.items()}
+        alone = [name for name, array in frames.items() if array.ndim == len(self._frame(name))]
+        if alone and batch != 1:
+            raise ShapeError(f"there are {batch} streams, but {', '.join(map(repr, alone))} is one frame")
+        single = len(alone) == len(frames)
+        frames |= {name: frames[name][None] for name in alone}
         self._check_batch(frames, batch)
         made = self._run(rows, {name: array[:, None] for name, array in frames.items()})
         results = [self._one_step(name, array) for name, array in made.items()]
@@ -99,18 +126,22 @@ class ModelStore:
         steps = {array.shape[1] for array in chunks.values()}
         if len(steps) != 1:
             raise ShapeError(f"the inputs have {', '.join(map(str, sorted(steps)))} steps; give each the same number")
-        if self._has_time:
+        if self._has_time and not self._changes(chunks):
             return self._run(rows, chunks)
         frames = [self._run(rows, {n: a[:, k : k + 1] for n, a in chunks.items()}) for k in range(steps.pop())]
         if not frames:
-            return {
-                t.name: np.empty((self._count(rows), 0, *self._shape_of(t.name)), np.float32) for t in self._outputs
-            }
-        return {name: np.stack([made[name] for made in frames], 1) for name in frames[0]}
+            made = self._made_of(tuple(array.shape[2:] for array in chunks.values()))
+            return {name: np.empty((self._count(rows), 0, *a.shape), a.dtype) for name, a in made.items()}
+        if not self._has_time:
+            return {name: np.stack([made[name] for made in frames], 1) for name in frames[0]}
+        return {
+            name: frames[-1][name] if self._time[name] is None else np.concatenate([made[name] for made in frames], 1)
+            for name in frames[0]
+        }
 
-    @property
-    def _has_time(self) -> bool:
-        return any(self._time[t.name] is not None for t in self._inputs)
+    def _changes(self, chunks: Mapping[str, np.ndarray]) -> bool:
+        """Whether an input that has no time, of a model whose others have, is not the same at all steps."""
+        return any(self._time[n] is None and a.shape[1] > 1 and np.any(a != a[:, :1]) for n, a in chunks.items())
 
     def _given(self, results: list[np.ndarray], out: Any) -> Any:
         if out is not None:
@@ -123,19 +154,14 @@ class ModelStore:
         return results[0] if len(results) == 1 else tuple(results)
 
     def check_sequence(self, x: Any, name: str) -> dict[str, np.ndarray]:
-        if self._varying:
-            raise UnsupportedError(f"{', '.join(self._varying)} changes its length; only a Stream runs such a model")
         taken = self._taken(x, 1, batch=False)
         if len({len(array) for array in taken.values()}) > 1:
             raise ShapeError(f"{name} has inputs of different lengths")
         return taken
 
     def results(self, x: Mapping[str, np.ndarray]) -> Any:
-        steps = len(next(iter(x.values())))
-        made = []
-        for t in self._outputs:
-            shape = self._shape_of(t.name)
-            made.append(np.empty((steps, *shape) if self._each_step(t.name) else shape, np.float32))
+        steps, one = len(next(iter(x.values()))), self._made_of(tuple(x[t.name].shape[1:] for t in self._inputs))
+        made = [np.empty((steps, *a.shape) if self._each_step(name) else a.shape, a.dtype) for name, a in one.items()]
         return made[0] if len(made) == 1 else tuple(made)
 
     def _each_step(self, name: str) -> bool:
@@ -153,6 +179,9 @@ class ModelStore:
                 alike = [k for k, other in enumerate(frames) if other == frame]
                 self.advance(rows[alike], [x[k] for k in alike], [y[k] for k in alike], at[alike], left[alike])
             return
+        idle = np.flatnonzero(left == 0)
+        if idle.size and not all(self._each_step(t.name) for t in self._outputs):  # what is known after no step more
+            self._advance(rows[idle], [x[k] for k in idle], [y[k] for k in idle], at[idle], 0)
         while (most := int(left.max(initial=0))) > 0:
             # A power of two of steps for all that have so many: few shapes to plan, and rows stay together.
             count = 1 << (most.bit_length() - 1)
@@ -232,26 +261,29 @@ class ModelStore:
 
     def _frame(self, name: str) -> tuple[int | None, ...]:
         """The shape of a frame of an input."""
-        tensor = next(t for t in self._inputs if t.name == name)
-        if tensor.shape is None:
-            raise UnsupportedError(f"the file does not tell the shape of input {name!r}; a stream has to know it")
+        shape = next(t.shape for t in self._inputs if t.name == name) or ()
         drop = {self._batch[name], self._time[name]}
-        return tuple(n for axis, n in enumerate(tensor.shape) if axis not in drop)
+        return tuple(n for axis, n in enumerate(shape) if axis not in drop)
 
-    def _shape_of(self, name: str) -> tuple[int, ...]:
-        """What an output has for a step of one stream; found by a trial."""
-        if not self._features:
-            trial = ModelStore.__new__(ModelStore)
-            trial._streamed = self._streamed
-            trial._set_up(self._model, self._constants)
-            trial._allocate(1)
-            frames = {}
-            for t in self._inputs:
-                shape = [1 if n is None else n for n in self._frame(t.name)]
-                frames[t.name] = np.zeros((1, 1, *shape), np.dtype(t.dtype))
-            made = trial._run(None, frames)
-            self._features = {n: a.shape[2:] if self._time[n] is not None else a.shape[1:] for n, a in made.items()}
-        return self._features[name]
+    def _made_of(self, frames: tuple[tuple[int, ...], ...]) -> dict[str, np.ndarray]:
+        """What a step of one stream gives for frames of these shapes, in the order of the inputs; found by a trial."""
+        made = self._made.get(frames)
+        if made is None:
+            trial = self._like(1)
+            zeros = {t.name: np.zeros((1, 1, *f), np.dtype(t.dtype)) for t, f in zip(self._inputs, frames)}
+            made = {n: _one_step(a[0], self._time[n] is not None) for n, a in trial._run(None, zeros).items()}
+            if len(self._made) >= MAX_FRAMES:
+                self._made.clear()
+            self._made[frames] = made
+        return made
+
+    def _like(self, capacity: int) -> ModelStore:
+        """Another store of the same model, at the beginning."""
+        other = ModelStore.__new__(ModelStore)
+        other._streamed = self._streamed
+        other._set_up(self._model, self._constants)
+        other._allocate(capacity)
+        return other
 
     def _taken(self, x: Any, axes: int, batch: bool = True) -> dict[str, np.ndarray]:
         """Inputs as arrays: a dict of them, or the only one."""
@@ -316,22 +348,23 @@ class ModelStore:
     def clear(self, rows: Rows) -> None:
         for state in self._states:
             if rows is None:
-                self._arrays[state.input] = np.zeros((self.capacity, *_first(state)), np.dtype(state.dtype))
+                self._arrays[state.input] = _first(state, self.capacity)
             else:
-                self._arrays[state.input][rows] = 0
+                self._arrays[state.input][rows] = 0 if state.initial is None else state.initial
 
     def grown(self, capacity: int) -> ModelStore:
-        larger = ModelStore.__new__(ModelStore)
-        larger._streamed = self._streamed
-        larger._set_up(self._model, self._constants)
-        larger._allocate(capacity)
+        larger = self._like(capacity)
         for name, array in self._arrays.items():
             larger._arrays[name][: self.capacity] = array
         return larger
 
 
-def _first(state: StreamState) -> Sequence[int]:
-    return [state.first if n is None else n for n in state.shape]
+def _first(state: StreamState, rows: int) -> np.ndarray:
+    """What rows begin with."""
+    first = np.zeros([rows, *(state.first if n is None else n for n in state.shape)], np.dtype(state.dtype))
+    if state.initial is not None:
+        first[...] = state.initial
+    return first
 
 
 def _fixed(tensor: Tensor, batch_axis: int) -> bool:
@@ -349,3 +382,8 @@ def _whole(value: Any, tensor: Tensor) -> np.ndarray:
     if not is_whole(array):
         raise ShapeError(f"input {tensor.name!r} takes whole numbers ({tensor.dtype}), got dtype {array.dtype}")
     return c_array(array, np.dtype(tensor.dtype))
+
+
+def _one_step(array: np.ndarray, has_time: bool) -> np.ndarray:
+    """An array like what a single step has in a result, whose steps may be none."""
+    return np.empty(array.shape[1:], array.dtype) if has_time else array

@@ -21,7 +21,7 @@ import numpy as np
 from .batcher_queue import Request, RequestHeap, Running, SessionState
 from .batcher_stats import BatcherStats, Counters
 from .errors import ClosedError, DeadlineError, PoolFullError, QueueFullError
-from .streams import Store
+from .streams import Store, check_shared
 
 TURN = 32
 """Steps that a request may run before it has to let in others that wait."""
@@ -49,6 +49,7 @@ class Scheduler:
         self._tick, self._max_steps = tick, max_steps
         self.closed = self._forked = False
         self.store = make_store(max_batch)
+        check_shared(self.store)
         self._begin()
         _LIVE.add(self)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from . import _core
 from .arrays import INT64, as_array, c_array
-from .errors import PoolFullError, ShapeError, UnknownStreamError
+from .errors import PoolFullError, ShapeError, UnknownStreamError, UnsupportedError
 from .loaders.state_bytes import state_from_bytes, state_to_bytes
 
 MAX_CAPACITY = (1 << 31) - 1
@@ -33,8 +33,11 @@ class Store(Protocol):
 
     capacity: int
     bytes_a_row: int
-    frame_ndim: int
-    """Axes of what a stream takes at a step."""
+    alone: str
+    """Why streams cannot share the store, "" where they can."""
+
+    def is_sequence(self, x: Any) -> bool:
+        """Whether this is a sequence of one stream, rather than a step of it or sequences of several."""
 
     def step(self, rows: Rows, x: Any, out: Any = None) -> Any:
         """One step of each row; x has the batch axis first."""
@@ -83,6 +86,12 @@ def _count(value: Any, name: str, most: int = MAX_CAPACITY) -> int:
     return count
 
 
+def check_shared(store: Store) -> None:
+    """Refuse a store of which only one stream can be."""
+    if store.alone:
+        raise UnsupportedError(store.alone)
+
+
 # ---- One ----
 
 
@@ -107,6 +116,8 @@ class Stream:
         self._options = {"constants": constants, "states": states}
         self._store: Store = network.store(self.batch, constants, states)
         self._owner = _core.Owner("stream")
+        self._initial: dict[str, np.ndarray] | None = None  # None: what the network begins with
+        self._begun = False
 
     def step(self, x: Any, out: Any = None) -> Any:
         """One step: x (input_size,) or (batch, input_size); y has the same rank, new or ``out``.
@@ -114,12 +125,14 @@ class Stream:
         Of a model with several inputs x is a dict; of one with several outputs y is a tuple.
         """
         with self._owner:
+            self._begun = True
             return self._store.step(None, x, out)
 
     def __call__(self, x: Any, out: Any = None) -> Any:
         """A chunk of any length: x (seq_len, input_size) or (batch, seq_len, input_size); y has the same rank."""
         with self._owner:
-            if self.batch > 1 or not _is_sequence(self._store, x):
+            self._begun = True
+            if self.batch > 1 or not self._store.is_sequence(x):
                 return self._store.chunk(None, x, out)
             one = {name: as_array(a)[None] for name, a in x.items()} if isinstance(x, Mapping) else as_array(x)[None]
             y = self._store.chunk(None, one, out[None] if isinstance(out, np.ndarray) else out)
@@ -127,7 +140,8 @@ class Stream:
 
     @property
     def state(self) -> Any:
-        """A copy of the state, which can be set again.
+        """A copy of the state, which can be set again.  One that is set before the first step is what the stream begins
+        with, also after :meth:`reset`.
 
         Of a layer h or (h, c), (num_layers, batch, size) each, as the layer takes it; of a model a dict by the names of
         its states, (batch, ...) each.
@@ -138,17 +152,27 @@ class Stream:
     @state.setter
     def state(self, state: Any) -> None:
         with self._owner:
-            self._store.write(None, self._store.taken(state, self._store.read(None)))
+            taken = self._store.taken(state, self._store.read(None))
+            self._store.write(None, taken)
+            if not self._begun:
+                self._initial = taken
 
     def reset(self) -> None:
-        """Back to the beginning of a sequence."""
+        """Back to the beginning of a sequence: to the state that was set before the first step, or else to that which
+        the model declares, or else to zeros."""
         with self._owner:
-            self._store.clear(None)
+            if self._initial is None:
+                self._store.clear(None)
+            else:
+                self._store.write(None, self._initial)
+            self._begun = False
 
     def copy(self) -> Stream:
         """Another stream in the same state."""
         other = Stream(self.network, self.batch, **self._options)
-        other.state = self.state
+        with self._owner:
+            other._store.write(None, self._store.read(None))
+            other._initial, other._begun = self._initial, self._begun
         return other
 
     def save(self) -> bytes:
@@ -166,6 +190,7 @@ class Stream:
         """
         with self._owner:
             self._store.write(None, state_from_bytes(data, self._store.read(None)))
+            self._begun = True
 
 
 # ---- Many ----
@@ -205,10 +230,13 @@ class Pool:
         capacity = _count(capacity, "capacity")
         self.network, self.idle_limit = network, idle_limit
         self._store: Store = network.store(capacity, constants, states)
+        check_shared(self._store)
         self._owner = _core.Owner("pool")
         self._first = 1 + secrets.randbelow(MAX_GENERATION // 2)  # so that handles of another pool are none of this one
         self._generations = np.full(capacity, -self._first)  # below 0: closed, and the next one's
-        self._stamps = np.zeros(capacity, np.int64)  # of the last call: when it was, different for each
+        # Of the last call: when it was, different for each; odd before the first step of a stream.
+        self._stamps = np.zeros(capacity, np.int64)
+        self._initial: dict[int, dict[str, np.ndarray]] = {}  # by row, where it is not what the network begins with
         self._found = np.empty(capacity, np.int64)
         self._free = array("q", range(capacity - 1, -1, -1))
         self._stamp = 0
@@ -249,7 +277,7 @@ class Pool:
         row = self._free.pop()
         self._store.clear(np.array([row]))
         self._generations[row] *= -1
-        self._stamps[row] = self._next_stamp()
+        self._stamps[row] = self._next_stamp() - 1
         return int(self._generations[row]) << 32 | row
 
     def close(self, handle: int) -> None:
@@ -258,6 +286,8 @@ class Pool:
             self._close(self._rows([handle]))
 
     def _close(self, rows: np.ndarray) -> None:
+        for row in self._initial.keys() & set(rows.tolist()) if self._initial else ():
+            del self._initial[row]
         self._generations[rows] = -1 - self._generations[rows] % MAX_GENERATION
         self._free.extend(rows.tolist())
 
@@ -276,9 +306,15 @@ class Pool:
         return len(rows)
 
     def reset(self, handle: int) -> None:
-        """Back to the beginning of a sequence."""
+        """Back to the beginning of a sequence, as ``Stream.reset``."""
         with self._owner:
-            self._store.clear(self._rows([handle]))
+            rows = self._rows([handle])
+            initial = self._initial.get(int(rows[0]))
+            if initial is None:
+                self._store.clear(rows)
+            else:
+                self._store.write(rows, initial)
+            self._stamps[rows] -= 1
 
     def grow(self, capacity: int) -> None:
         """Make room for more streams; handles stay valid.  For a moment both slabs are in memory."""
@@ -320,7 +356,7 @@ class Pool:
         """
         with self._owner:
             rows = self._rows(handles)
-            if isinstance(x, (list, tuple)) and (not x or any(_is_sequence(self._store, chunk) for chunk in x)):
+            if isinstance(x, (list, tuple)) and (not x or any(self._store.is_sequence(chunk) for chunk in x)):
                 if len(x) != len(rows):
                     raise ShapeError(f"{len(rows)} handles and {len(x)} chunks; give one chunk for each")
                 if out is not None:
@@ -332,7 +368,8 @@ class Pool:
             return self._store.step(rows, x, out)
 
     def _next_stamp(self) -> int:
-        self._stamp = max(self._stamp + 1, time.monotonic_ns())
+        """An even number above all before it."""
+        self._stamp = max(self._stamp + 2, time.monotonic_ns() & ~1)
         return self._stamp
 
     def _rows(self, handles: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -358,21 +395,33 @@ class Pool:
 
     # ---- states ----
 
+    def _resting(self, handle: int) -> np.ndarray:
+        """The row of a stream that takes no step in this call."""
+        row = handle & 0xFFFFFFFF if isinstance(handle, (int, np.integer)) else 0
+        unmoved = self._stamps[row] & 1 if row < self.capacity else 0
+        rows = self._rows([handle])
+        self._stamps[rows] -= unmoved
+        return rows
+
     def state(self, handle: int) -> Any:
         """A copy of the state of a stream, as ``Stream.state`` with a batch of 1."""
         with self._owner:
-            return self._store.shown(self._store.read(self._rows([handle])))
+            return self._store.shown(self._store.read(self._resting(handle)))
 
     def set_state(self, handle: int, state: Any) -> None:
-        """Set what :meth:`state` returned, or the like."""
+        """Set what :meth:`state` returned, or the like; before the first step it is what the stream begins with, as
+        that of a ``Stream``."""
         with self._owner:
-            rows = self._rows([handle])
-            self._store.write(rows, self._store.taken(state, self._store.read(rows)))
+            rows = self._resting(handle)
+            taken = self._store.taken(state, self._store.read(rows))
+            self._store.write(rows, taken)
+            if self._stamps[rows[0]] & 1:
+                self._initial[int(rows[0])] = taken
 
     def export(self, handle: int) -> bytes:
         """The state of a stream as bytes, for :meth:`restore` in any process, or ``Stream.restore``."""
         with self._owner:
-            return state_to_bytes(self._store.read(self._rows([handle])))
+            return state_to_bytes(self._store.read(self._resting(handle)))
 
     def restore(self, data: bytes) -> int:
         """Open a stream in the state of :meth:`export`; returns its handle.
@@ -387,7 +436,7 @@ class Pool:
         with self._owner:
             states = state_from_bytes(data, self._store.read(np.array([0])))
             handle = self._open()
-            self._store.write(self._rows([handle]), states)
+            self._store.write(self._rows([handle]), states)  # and it has begun
             return handle
 
     def handles(self) -> Iterable[int]:
@@ -399,9 +448,3 @@ class Pool:
 def length_of(sequence: Any) -> int:
     """Steps of a sequence, or of each input of a model."""
     return len(next(iter(sequence.values())) if isinstance(sequence, Mapping) else sequence)
-
-
-def _is_sequence(store: Store, x: Any) -> bool:
-    """Whether this is a sequence of one stream, rather than a step of it or sequences of several."""
-    first: Any = next(iter(x.values()), x) if isinstance(x, Mapping) else x
-    return np.ndim(first) == store.frame_ndim + 1

@@ -168,7 +168,7 @@ class Case:
 
     def cell(self, backend: str | None = "packed") -> Any:
         """The cell of the same weights, for a case of one layer in one direction."""
-        options = {key: value for key, value in self.options if key != "num_layers"}
+        options = {key: value for key, value in self.options if key not in ("num_layers", "batch_first")}
         weights = {name[:-3]: array for name, array in self.node.weights.items()}
         return CELLS[self.op](**weights, **options, backend=backend)
 

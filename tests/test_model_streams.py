@@ -202,3 +202,233 @@ def test_frames_of_any_rank():
     found = [np.stack([stream.step(image) for image in film[:2]]), stream(film[2:])]
     want = model(film[None])[0]
     assert_bits(found, [want[:2], want[2:]], "images")
+
+
+# ---- Steps, sizes and dtypes ----
+
+
+def words(*heads: Node, dtype: str = "float32") -> fastrnn.Model:
+    lstm = {"weight_ih_l0": normal(12, 4), "weight_hh_l0": normal(12, 3)}
+    nodes = [
+        Node("embedding", "words", ("ids",), ("x",), {}, {"weight": normal(11, 4)}),
+        Node("lstm", "lstm", ("x",), ("h",), {}, lstm),
+        *heads,
+    ]
+    outputs = [Tensor(heads[-1].outputs[0] if heads else "h", None, dtype)]
+    return fastrnn.Model(ModelSpec(nodes, [Tensor("ids", (None, None), "int64")], outputs))
+
+
+def test_a_step_of_a_token():
+    """A token is a frame without axes; a step of it has the shape of a step of a frame."""
+    model = words()
+    want = model(np.array([[3, 5]]))[0]
+    pool = model.pool(3)
+    for token, other in ((3, 5), (np.int64(3), np.int64(5)), (np.array(3), np.array(5))):
+        stream, handle = model.stream(), pool.open()
+        assert_bits([stream.step(token), stream.step(other)], list(want), "a stream")
+        assert_bits([pool.step([handle], token), pool.step([handle], other)], list(want), "a pool")
+        pool.close(handle)
+    pair = model.stream(2)
+    assert_bits([pair.step(np.array([3, 5]))], [model(np.array([[3], [5]]))[:, 0]], "a batch of 2")
+    assert model.stream().step(np.array([3])).shape == (1, 3)
+    with pytest.raises(fastrnn.ShapeError):
+        pair.step(3)
+
+
+def test_tokens_beside_frames():
+    """Inputs of several ranks, in whatever order the dict has them."""
+    gru = {"weight_ih_l0": normal(9, 6), "weight_hh_l0": normal(9, 3)}
+    nodes = [
+        Node("embedding", "words", ("ids",), ("a",), {}, {"weight": normal(11, 4)}),
+        Node("concat", "join", ("a", "x"), ("b",), {"axis": -1}),
+        Node("gru", "gru", ("b",), ("y",), {}, gru),
+    ]
+    inputs = [Tensor("ids", (None, None), "int64"), Tensor("x", (None, None, 2))]
+    model = fastrnn.Model(ModelSpec(nodes, inputs, [Tensor("y", None)]))
+    ids, x = np.array([[3, 1, 4, 1], [5, 9, 2, 6]]), normal(2, 4, 2)
+    want = model(ids, x)
+    stream, pool, pair = model.stream(), model.pool(2), model.stream(2)
+    handles = [pool.open(), pool.open()]
+    assert_bits([stream.step({"x": x[0, 0], "ids": 3})], [want[0, 0]], "a step")
+    assert_bits([stream({"x": x[0, 1:], "ids": ids[0, 1:]})], [want[0, 1:]], "a chunk")
+    assert_bits([pair.step({"x": x[:, 0], "ids": ids[:, 0]})], [want[:, 0]], "a step of two")
+    assert_bits([pool.step(handles[:1], {"x": x[0, 0], "ids": 3})], [want[0, 0]], "a step of one in a pool")
+    chunks = [{"x": x[0, 1:], "ids": ids[0, 1:]}, {"x": x[1], "ids": ids[1]}]
+    assert_bits(pool.step(handles, chunks), [want[0, 1:], want[1]], "chunks in a pool")
+
+
+def test_results_of_other_dtypes():
+    """Rows of a pool and of a batcher have the dtype of the model's output."""
+    model = words(Node("argmax", "best", ("h",), ("y",), {"axis": -1}), dtype="int64")
+    ids = np.array([3, 1, 4, 1, 5, 9, 2, 6])
+    want = model(ids[None])[0]
+    pool = model.pool(2)
+    found = pool.step([pool.open()], [ids])
+    assert_bits([*found, model.stream()(ids[:0])], [want, want[:0]], "a pool")
+    with fastrnn.Batcher(model) as batcher:
+        assert_bits([batcher.submit(ids).result()], [want], "a batcher")
+
+
+def test_an_input_without_time_counts_at_every_step():
+    """However the steps are cut, each has the vector that came with it."""
+    nodes = [
+        Node("binary", "add", ("x", "speaker"), ("a",), {"function": "add"}),
+        Node("gru", "gru", ("a",), ("y",), {}, {"weight_ih_l0": normal(9, 3), "weight_hh_l0": normal(9, 3)}),
+    ]
+    inputs = [Tensor("x", (None, None, 3)), Tensor("speaker", (None, 1, 3))]
+    model = fastrnn.Model(ModelSpec(nodes, inputs, [Tensor("y", None)]))
+    x, speaker = normal(6, 3), normal(1, 3)
+    want = model(x[None], speaker[None])[0]
+    same = np.repeat(speaker[None], 6, 0)
+    assert_bits([model.stream()({"x": x, "speaker": same})], [want], "one speaker")
+    assert_bits([model.stream(constants={"speaker": speaker[None]})(x)], [want], "as a constant")
+    changing, stream = normal(6, 1, 3), model.stream()
+    steps = [stream.step({"x": x[k], "speaker": changing[k]}) for k in range(6)]
+    assert_bits([model.stream()({"x": x, "speaker": changing})], [np.stack(steps)], "another one at each step")
+
+
+@pytest.mark.parametrize(
+    "name", ["silero_vad", "silero_vad_16k_op15", "silero_vad_openvino_16k", "silero_vad_op18_ifless"]
+)
+def test_frames_of_any_size_in_chunks_and_batchers(name):
+    """Sizes that the file leaves free come from the first frame."""
+    model, x = fastrnn.load(published("silero_vad") / f"{name}.onnx"), frames()[:30]
+    constants = {tensor.name: 16000 for tensor in model.inputs if tensor.name == "sr"}
+    if constants:
+        for make in (model.stream, lambda: model.pool(20), lambda: fastrnn.Batcher(model)):
+            with pytest.raises(fastrnn.ShapeError, match=r"pass constants=\{'sr': \.\.\.\}"):
+                make()
+    state, want = np.zeros((2, 1, 128), np.float32), []
+    for frame in x:
+        made = model.run({"input": frame[None], "state": state, **constants})
+        state = made["stateN"]
+        want.append(made["output"][0])
+    want = np.stack(want)
+    pool = model.pool(3, constants=constants)
+    handles = [pool.open(), pool.open()]
+    assert_bits(pool.step(handles, [x[:7], x[:3]]), [want[:7], want[:3]], "chunks")
+    assert_bits(pool.step(handles, [x[7:7], x[3:5]]), [want[7:7], want[3:5]], "more chunks")
+    with fastrnn.Batcher(model, constants=constants) as batcher, batcher.open() as session:
+        futures = [batcher.submit(x), batcher.submit(x[:4]), session.submit(x[:9]), session.submit(x[9:])]
+        found = [future.result() for future in futures]
+    assert_bits(found, [want, want[:4], want[:9], want[9:]], "a batcher")
+
+
+# ---- Where a sequence begins ----
+
+
+def test_reset_goes_back_to_the_state_that_the_model_declares():
+    begin, weights = normal(1, 1, 3), {"weight_ih_l0": normal(9, 4), "weight_hh_l0": normal(9, 3)}
+    nodes = [
+        Node("shape", "rows", ("x",), ("rows",), {"end": 1}),
+        Node("concat", "sizes", ("one", "rows", "three"), ("sizes",)),
+        Node("expand", "learned", ("begin", "sizes"), ("h_0",)),
+        Node("gru", "gru", ("x", "h_0"), ("y",), {}, weights),
+    ]
+    constants = {"begin": begin, "one": np.array([1]), "three": np.array([3])}
+    model = fastrnn.Model(ModelSpec(nodes, [Tensor("x", (None, None, 4))], [Tensor("y", None)], constants))
+    layer, x = fastrnn.GRU(weights["weight_ih_l0"], weights["weight_hh_l0"]), normal(3, 6, 4)
+    want = model(x)
+    assert_bits([want], [layer(x, np.repeat(begin, 3, 1))[0]], "the whole")
+    stream, pool = model.stream(3), model.pool(2)
+    handle, other = pool.open(), pool.open()
+    for _ in range(2):
+        assert_bits([stream(x[:, :2]), stream(x[:, 2:])], [want[:, :2], want[:, 2:]], "a stream")
+        assert_bits(pool.step([other, handle], [x[0], x[1]]), [want[0], want[1]], "a pool")
+        stream.reset()
+        pool.reset(handle)
+        pool.close(other)
+        pool.grow(pool.capacity + 1)
+        other = pool.open()
+    with fastrnn.Batcher(model) as batcher, batcher.open() as session:
+        futures = [batcher.submit(x[0]), session.submit(x[1, :2]), session.submit(x[1, 2:])]
+        found = [future.result() for future in futures]
+    assert_bits(found, [want[0], want[1, :2], want[1, 2:]], "a batcher")
+
+
+@pytest.mark.parametrize("kind", ["layer", "model"])
+def test_reset_goes_back_to_the_state_that_a_stream_was_given(kind):
+    layer = fastrnn.LSTM(normal(20, 4), normal(20, 5))
+    net = layer if kind == "layer" else fastrnn.Sequential(layer, fastrnn.Dense(np.eye(5)))
+    x, given = normal(6, 4), (normal(1, 1, 5), normal(1, 1, 5))
+    want, zeros = layer(x[None], given)[0][0], layer(x[None])[0][0]
+    stream, pool = net.stream(), net.pool(2)
+    state = given if kind == "layer" else {k: v.swapaxes(0, 1) for k, v in zip(stream.state, given, strict=True)}
+    handle, other = pool.open(), pool.open()
+    stream.state = state
+    pool.set_state(handle, state)
+    pool.export(handle)
+    for _ in range(2):
+        assert_bits([stream(x)], [want], "a stream")
+        assert_bits(pool.step([handle, other], [x, x[:3]]), [want, zeros[:3]], "a pool")
+        stream.state = stream.state  # on the way: no new beginning
+        pool.set_state(handle, pool.state(handle))
+        stream.reset()
+        pool.reset(handle)
+        pool.reset(other)
+    copy = stream.copy()
+    copy.step(x[0])
+    copy.reset()
+    assert_bits([copy(x)], [want], "a copy")
+    pool.close(handle)
+    assert_bits(pool.step([pool.open()], [x]), [zeros], "another stream in its place")
+
+
+# ---- What is refused while it is made ----
+
+
+def gru_over(shape: tuple, *before: Node, features: int = 4, **attrs) -> fastrnn.Model:
+    weights = {"weight_ih_l0": normal(9, features), "weight_hh_l0": normal(9, 3)}
+    nodes = [*before, Node("gru", "gru", (before[-1].outputs[0] if before else "x",), ("y",), attrs, weights)]
+    return fastrnn.Model(ModelSpec(nodes, [Tensor("x", shape)], [Tensor("y", None)]))
+
+
+REFUSED = {
+    "no batch": (lambda: gru_over((None, 4)), r"'x' has no axis for a batch beside axis 0, its time"),
+    "fixed batch": (lambda: gru_over((3, None, 4)), r"'x' has a fixed batch of 3 in axis 0"),
+    "fixed batch behind time": (
+        lambda: gru_over((None, 3, 4), batch_first=False),
+        r"'x' has a fixed batch of 3 in axis 1",
+    ),
+    "bands as the batch": (
+        lambda: gru_over(
+            (1, None, 8, 4),
+            Node("transpose", "bands", ("x",), ("a",), {"perm": [2, 0, 1, 3]}),
+            Node("squeeze", "fold", ("a",), ("b",), {"axes": [1]}),
+            Node("transpose", "turn", ("b",), ("c",), {"perm": [1, 0, 2]}),
+        ),
+        "'x' has layers over axis 2, which is fixed, and axis 1 is free",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_axes_that_are_not_certain_are_refused(case):
+    make, reason = REFUSED[case]
+    model = make()
+    for live in (model.stream, lambda: model.pool(4), lambda: fastrnn.Batcher(model)):
+        with pytest.raises(fastrnn.UnsupportedError, match=reason):
+            live()
+
+
+def test_time_before_a_batch_of_one():
+    model, x = gru_over((None, 1, 4), batch_first=False), normal(7, 1, 4)
+    want, stream, pool = model(x)[:, 0], model.stream(), model.pool(2)
+    assert_bits([stream.step(x[0, 0]), stream(x[1:, 0])], [want[0], want[1:]], "a stream")
+    assert_bits(pool.step([pool.open(), pool.open()], [x[:, 0], x[:2, 0]]), [want, want[:2]], "a pool")
+
+
+def test_states_that_change_their_length_stay_alone():
+    """Also in a pool of one: refused when it is made."""
+    nodes = [
+        Node("conv", "conv", ("x",), ("a",), {"strides": (2,)}, {"weight": normal(4, 4, 3)}),
+        Node("transpose", "steps", ("a",), ("b",), {"perm": (0, 2, 1)}),
+    ]
+    model = gru_over((None, 4, None), *nodes)
+    x = normal(11, 4)
+    stream = model.stream()
+    found = np.concatenate([stream(x[:4]), stream(x[4:])])
+    assert_bits([found], [model(x.T[None].copy())[0]], "a stream")
+    for make in (lambda: model.pool(1), lambda: fastrnn.Batcher(model, max_batch=1)):
+        with pytest.raises(fastrnn.UnsupportedError, match=r"conv\.history changes its length"):
+            make()

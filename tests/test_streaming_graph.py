@@ -56,6 +56,9 @@ def starts(made: Streamed, batch: int) -> dict[str, np.ndarray]:
         if state.batch_axis >= 0:
             shape.insert(state.batch_axis, batch)
         states[state.input] = np.zeros(shape, state.dtype)
+        if state.initial is not None:
+            at = state.batch_axis
+            states[state.input][...] = state.initial if at < 0 else np.expand_dims(state.initial, at)
     return states
 
 
@@ -86,13 +89,13 @@ def play(made: Streamed, feeds: dict[str, np.ndarray], cuts: list[int], batch: i
     }
 
 
-def check(spec: ModelSpec, feeds: dict[str, np.ndarray], *all_cuts: list[int]) -> Streamed:
+def check(spec: ModelSpec, feeds: dict[str, np.ndarray], *all_cuts: list[int], batch: int = 2) -> Streamed:
     """The bits of the whole model, whatever the cuts."""
     made = streamed(spec)
     whole = fastrnn.Model(spec).run(feeds)
     length = next(a.shape[made.time_axis[n]] for n, a in feeds.items() if made.time_axis[n] is not None)
     for cuts in all_cuts or ([], [length // 2], list(range(1, length)), [0, 3, 3, length]):
-        for name, found in play(made, feeds, cuts).items():
+        for name, found in play(made, feeds, cuts, batch).items():
             assert found.shape == whole[name].shape, (name, cuts)
             assert np.array_equal(found, whole[name]), (name, cuts)
     return made
@@ -589,6 +592,20 @@ def test_all_such_layers_are_named_at_once():
     assert all(name in message for name in ("conv 'same'", "lstm 'both'", "softmax 'weights'", "reduce 'mean'"))
 
 
+def test_layers_behind_one_that_changes_the_number_of_steps_are_named_too():
+    nodes = [
+        Node("transpose", "turned", ("a",), ("b",), {"perm": [0, 2, 1]}),
+        Node("conv_transpose", "up", ("b",), ("c",), {"strides": [2]}, {"weight": array(4, 4, 2)}),
+        Node("transpose", "back", ("c",), ("d",), {"perm": [0, 2, 1]}),
+        recurrent("both", "d", "e", 4, 2, direction="bidirectional"),
+        Node("reduce", "mean", ("e",), ("f",), {"axes": [1]}),
+        Node("operator", "strange", ("e",), ("g",), {"kind": "?", "proto": "?"}),
+        recurrent("backwards", "g", "y", 4, 2, direction="reverse"),
+    ]
+    message = refusal(after_gru(*nodes))
+    assert all(name in message for name in ("'up'", "'both'", "'strange'", "'backwards'")), message
+
+
 def test_what_is_known_at_the_end_does_not_reach_earlier_steps():
     decoder = [
         recurrent("encoder", "x", ("a", "h"), 3, 4, "gru"),
@@ -610,10 +627,34 @@ def test_a_sequence_model_that_cannot_stream_is_no_model_of_frames():
     assert 'as states={"output": "input"}' in message
 
 
-def test_learned_initial_states():
+@pytest.mark.parametrize("op", GATES)
+@pytest.mark.parametrize("batch", [None, 1])
+def test_learned_initial_states(op, batch):
+    """Constants, and what is repeated for each row of the batch; each layer has its own."""
+    count = 2 if op == "lstm" else 1
+    begins = {f"{which}_0": array(2, 1, 4) for which in "hc"[:count]}
+    names, nodes = list(begins), []
+    if batch is None:
+        nodes.append(Node("shape", "rows", ("x",), ("rows",), {"end": 1}))
+        nodes.append(Node("concat", "sizes", ("two", "rows", "four"), ("sizes",)))
+        nodes += [Node("expand", f"all {name}", (name, "sizes"), (f"all {name}",)) for name in names]
+        names = [f"all {name}" for name in names]
+    nodes.append(recurrent("layer", ("x", *names), "y", 3, 4, op, num_layers=2))
+    constants = {**begins, "two": np.array([2]), "four": np.array([4])}
+    made = check(
+        spec_of(nodes, (batch, None, 3), constants=constants), {"x": array(batch or 2, 5, 3)}, batch=batch or 2
+    )
+    for state, value in zip(made.states, begins.values(), strict=True):
+        assert np.array_equal(state.initial, value[:, 0])
+
+
+def test_initial_states_that_are_zeros_or_not_known():
     nodes = [recurrent("gru", ("x", "h_0"), "y", 3, 4, "gru")]
-    assert "begins with" in refusal(spec_of(nodes, (1, None, 3), constants={"h_0": array(1, 1, 4)}))
     check(spec_of(nodes, (None, None, 3), constants={"h_0": np.zeros((1, 2, 4), np.float32)}), {"x": array(2, 5, 3)})
+    assert "differs from row to row" in refusal(spec_of(nodes, (None, None, 3), constants={"h_0": array(1, 2, 4)}))
+    nodes.insert(0, Node("dense", "begin", ("speaker",), ("h_0",), {}, {"weight": array(4, 2)}))
+    spec = ModelSpec(nodes, [Tensor("x", (None, None, 3)), Tensor("speaker", (None, 2))], [Tensor("y", None)])
+    assert "gru 'gru' begins with a state that is computed from an input" in refusal(spec)
 
 
 def test_lengths_and_numbers_of_steps():

@@ -6,30 +6,34 @@ The rules of :mod:`fastrnn.graph.time_axis` say where time goes, :mod:`fastrnn.g
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from .. import operators
 from ..errors import FastrnnError
 from ..spec import GATES, ModelSpec, Node, Tensor
+from .batch_axis import batch_axis_of, becomes_rows, follow_rows
 from .facts import Facts
-from .histories import CARRIES, settle
-from .time_axis import RULES, Kind, Of, Time, UnfollowedError, trace
+from .histories import CARRIES, DIRECTIONS, settle
+from .optimize import optimize
+from .time_axis import FUTURE, RULES, Kind, Of, Time, UnfollowedError
 from .writer import Writer
 
 BATCH, OTHER, STEPS = 10_007, 10_037, 1 << 20
-"""Sizes that free axes have while time is followed: the first one that is not time is the batch.  Some triple, to see
-what depends on them."""
+"""Sizes that free axes have while time is followed.  Some triple, to see what depends on them."""
+
+ROW_BY_ROW = ("embedding", "dense", "masking", "layer_norm", "batch_norm", "activation", "identity")
+"""Layers that leave all axes but the last one alone; an embedding adds that."""
 
 
 @dataclass(frozen=True)
 class StreamState:
     """A tensor that a call takes as ``input`` and gives as ``output`` for the next call.
 
-    ``shape`` is without the batch axis.  It starts as zeros; an axis that is None there has the length ``first`` then,
-    and may have another one after each call.  ``batch_axis`` is where the batch stands in the tensor, -1 where that is
-    not known: ``shape`` is all of it then, for a batch of 1.
+    ``shape`` is without the batch axis.  It starts as ``initial``, or as zeros; an axis that is None there has the
+    length ``first`` then, and may have another one after each call.  ``batch_axis`` is where the batch stands in the
+    tensor, -1 where that is not known: ``shape`` is all of it then, for a batch of 1.
     """
 
     input: str
@@ -38,6 +42,12 @@ class StreamState:
     batch_axis: int
     dtype: str = "float32"
     first: int = 0
+    initial: np.ndarray | None = field(default=None, compare=False)
+
+
+def fixed_batch(name: str, size: int, axis: int) -> str:
+    """Why a model made for one number of rows is no stream."""
+    return f"input {name!r} has a fixed batch of {size} in axis {axis}; a stream needs one that is free, or 1"
 
 
 def followed_time(spec: ModelSpec, own: Collection[str]) -> Follower:
@@ -47,25 +57,12 @@ def followed_time(spec: ModelSpec, own: Collection[str]) -> Follower:
     for tensor in spec.inputs:
         if tensor.name in own:
             continue
-        for axis in range(len(sizes_of(spec, tensor))):
+        for axis in range(len(tensor.shape or ())):
             found = Follower(spec, axes | {tensor.name: axis}, own)
             if found.rank() < best.rank():
                 best = found
         axes = best.axes
     return best
-
-
-def sizes_of(spec: ModelSpec, tensor: Tensor) -> tuple[int | None, ...]:
-    """The declared shape, or that which the first reader needs."""
-    if tensor.shape is not None:
-        return tensor.shape
-    for node in spec.nodes:
-        if tensor.name in node.inputs:
-            weight = node.weights.get("weight", node.weights.get("weight_ih_l0"))
-            if node.op == "embedding":
-                return None, None
-            return None, None, None if weight is None else weight.shape[1]
-    return ()
 
 
 class Known(Facts):
@@ -87,30 +84,59 @@ class Known(Facts):
         return self.dtypes.get(name, "").startswith(("int", "bool"))
 
 
-def sized_facts(spec: ModelSpec, axes: Mapping[str, int], steps: int, times: int) -> Known:
+def sizes_of(spec: ModelSpec, tensor: Tensor) -> tuple[int | None, ...]:
+    """The declared shape of an input, or that which the layers on its way to the first recurrent one need."""
+    if tensor.shape is not None:
+        return tensor.shape
+    name, size, is_ids = tensor.name, None, False
+    while (node := next((n for n in spec.nodes if name in n.inputs[:1]), None)) is not None:
+        weights = node.weights
+        if node.op in GATES:
+            rows = (None,) if node.attr("unbatched") else (None, None)
+            return rows if is_ids else (*rows, size or weights["weight_ih_l0"].shape[1])
+        if node.op not in ROW_BY_ROW or (node.op == "batch_norm" and node.attr("channels_first")):
+            break
+        is_ids = is_ids or (node.op == "embedding" and size is None)
+        key = "mean" if node.op == "batch_norm" else "weight"
+        if node.op != "embedding" and key in weights:
+            size = size or weights[key].shape[-1]
+        name = node.outputs[0]
+    return ()
+
+
+def sized_facts(
+    spec: ModelSpec, axes: Mapping[str, int], steps: int, times: int, rows: Mapping[str, int] | None = None
+) -> Known:
     """What is known before the first node, with ``steps`` along the free ones of these axes of the inputs, and with
-    ``times`` the usual size along the other free ones."""
+    ``times`` the usual size along the other free ones, of which the batch is the first, or that of ``rows``."""
     facts = Known()
     facts.enter(spec)
     for tensor in spec.inputs:
-        sizes = list(sizes_of(spec, tensor))
-        axis = axes.get(tensor.name)
-        rest = iter([BATCH * times, *[OTHER * times] * len(sizes)])
-        for k, n in enumerate(sizes):
-            if n is None:
-                sizes[k] = steps if k == axis else next(rest)
-        facts.learn(tensor.name, tuple(sizes), tensor.dtype)
+        shape, time = sizes_of(spec, tensor), axes.get(tensor.name)
+        free = [k for k, n in enumerate(shape) if n is None and k != time]
+        batch = rows[tensor.name] if rows is not None else free[0] if free else -1
+        sizes = {time: steps, batch: BATCH * times}
+        whole = tuple(sizes.get(k, OTHER * times) if n is None else n for k, n in enumerate(shape))
+        facts.learn(tensor.name, None if not shape and tensor.shape is None else whole, tensor.dtype)
     return facts
 
 
 class Follower(Writer):
-    """Time in a graph from given axes of its inputs on, and the graph that carries what its steps need."""
+    """Time in a graph from given axes of its inputs on, and the graph that carries what its steps need.
 
-    def __init__(self, spec: ModelSpec, axes: Mapping[str, int], own: Collection[str]) -> None:
+    ``rows`` are the axes of the batch in the inputs, -1 where there is none.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, axes: Mapping[str, int], own: Collection[str], rows: Mapping[str, int] | None = None
+    ) -> None:
         super().__init__(spec)
         self.spec, self.axes, self.own = spec, dict(axes), set(own)
+        self.rows = dict(rows) if rows is not None else {t.name: self._row_axis(t) for t in spec.inputs}
         self.times: dict[str, Of] = dict.fromkeys(own, Kind.STATE)
-        self.problems: dict[str, None] = {}
+        self.problems: dict[str, None] = {}  # of nodes
+        self.input_problems: list[str] = []
+        self._refused: set[str] = set()
         self.states: list[StreamState] = []
         self.reached: set[str] = set()
         self.lost: set[str] = set()
@@ -119,14 +145,20 @@ class Follower(Writer):
         self.new_outputs: list[Tensor] = []
         self._outputs = {t.name for t in spec.outputs}
         self._layers = {node.name for node in spec.all_nodes() if node.op in GATES}
-        self._facts = sized_facts(spec, axes, STEPS, 1)
-        self._longer, self._wider = sized_facts(spec, axes, 3 * STEPS, 1), sized_facts(spec, axes, STEPS, 3)
-        self._any_batch = any(BATCH in self.shape(t.name) for t in spec.inputs)
+        sizes = ((STEPS, 1), (3 * STEPS, 1), (STEPS, 3))
+        self._facts, self._longer, self._wider = (sized_facts(spec, axes, *size, self.rows) for size in sizes)
+        self._any_batch = any(BATCH in (self._facts.shape(t.name) or ()) for t in spec.inputs)
         for name, axis in axes.items():
             self.times[name] = Time(axis, self.shape(name)[axis])
         for node in spec.nodes:
             self._follow(node)
         self._finish()
+
+    def _row_axis(self, tensor: Tensor) -> int:
+        shape = tensor.shape or ()
+        if tensor.name in self.own:  # the first axis of a state may be 1 for other reasons
+            return shape.index(None) if None in shape else -1
+        return batch_axis_of(shape, self.axes.get(tensor.name))
 
     # What the rules ask for.
 
@@ -145,7 +177,7 @@ class Follower(Writer):
 
     def sized(self, size: int) -> str:
         for tensor in self.spec.inputs:
-            if size in self.shape(tensor.name):
+            if size in (self._facts.shape(tensor.name) or ()):
                 return tensor.name
         raise UnfollowedError("reshapes the batch and time at once")
 
@@ -154,26 +186,44 @@ class Follower(Writer):
 
     def batch_axis(self, name: str) -> int:
         """The axis that the batch is in, -1 where that is not known."""
-        time = self._batch().get(name)
-        return time.axis if isinstance(time, Time) else -1
+        rows = self.follow_rows()[0].get(name)
+        return rows.axis if isinstance(rows, Time) else -1
 
-    def _batch(self) -> dict[str, Of]:
-        """The batch, followed as time is."""
-        shapes = {t.name: self.shape(t.name) for t in self.spec.inputs}
-        return trace(self, self.spec.nodes, {n: Time(s.index(BATCH), BATCH) for n, s in shapes.items() if BATCH in s})
+    def follow_rows(self) -> tuple[dict[str, Of], dict[str, str]]:
+        """The batch, followed as time is, as far as that is known."""
+        starts = {}
+        for name, axis in self.rows.items():
+            if axis >= 0:
+                starts[name] = Time(axis, self.shape(name)[axis])
+        return follow_rows(self, self.spec.nodes, starts, BATCH if self._any_batch else 1)
 
     # What they write.
 
     def problem(self, node: str, reason: str) -> None:
         op = next(n.op for n in self.spec.nodes if n.name == node)
         self.problems[f"{op} {node!r} {reason}"] = None
+        self._refused.add(node)
+
+    def initial(self, name: str) -> np.ndarray | None:
+        inputs = [
+            replace(t, shape=tuple(2 if n is None else n for n in sizes_of(self.spec, t))) for t in self.spec.inputs
+        ]
+        outputs = [Tensor(name, None)]
+        return optimize(replace(self.spec, inputs=inputs, outputs=outputs, nested_state=False)).constants.get(name)
 
     def state(
-        self, name: str, like: str, shape: Sequence[int], batch_axis: int, varies: int | None = None, first: int = 0
+        self,
+        name: str,
+        like: str,
+        shape: Sequence[int],
+        batch_axis: int,
+        varies: int | None = None,
+        first: int = 0,
+        initial: np.ndarray | None = None,
     ) -> tuple[str, str]:
         size = shape[batch_axis] if batch_axis >= 0 else 0
         if self.is_free(size) and size % OTHER and size != BATCH and varies is None:
-            return self._state_of_rows(name, like, shape, batch_axis)
+            return self._state_of_rows(name, like, shape, batch_axis, initial)
         if any(self.is_free(n) for k, n in enumerate(shape) if k != batch_axis or n != BATCH):
             raise UnfollowedError(f"would keep a state of {_text(shape)}, whose size the model does not say")
         if size != BATCH and self._any_batch:
@@ -186,18 +236,25 @@ class Follower(Writer):
         old, new = self.fresh(name), self.fresh(f"{name}/next")
         self.new_inputs.append(Tensor(old, tuple(whole), dtype))
         self.new_outputs.append(Tensor(new, tuple(whole), dtype))
-        self.states.append(StreamState(old, new, rest, batch_axis, dtype, 0 if varies is None else first))
+        if initial is not None and batch_axis >= 0:
+            initial = initial.take(0, batch_axis)
+        self.states.append(StreamState(old, new, rest, batch_axis, dtype, 0 if varies is None else first, initial))
         return old, new
 
-    def _state_of_rows(self, name: str, like: str, shape: Sequence[int], axis: int) -> tuple[str, str]:
+    def _state_of_rows(
+        self, name: str, like: str, shape: Sequence[int], axis: int, initial: np.ndarray | None
+    ) -> tuple[str, str]:
         """A state of rows of which several belong to one of the batch: the caller has an axis for these."""
-        batch = self._batch().get(like)
+        batch = self.follow_rows()[0].get(like)
         if not isinstance(batch, Time) or self.shape(like)[batch.axis] != shape[axis]:
             raise UnfollowedError(f"would keep a state of {_text(shape)}, whose size the model does not say")
         before, after = ([n] if n > 1 else [] for n in (shape[axis] // BATCH // batch.inner, batch.inner))
         rows = [*shape[:axis], -1, *shape[axis + 1 :]]
         apart = [*shape[:axis], *before, BATCH, *after, *shape[axis + 1 :]]
-        old, new = self.state(name, like, apart, axis + len(before))
+        if initial is not None:  # the same for all rows
+            ones = [1] * (1 + len(before) + len(after))
+            initial = initial.take([0], axis).reshape([*shape[:axis], *ones, *shape[axis + 1 :]])
+        old, new = self.state(name, like, apart, axis + len(before), initial=initial)
         merged = self.add("reshape", f"{name}/rows", (old, self.number(rows)))
         result = self.fresh(f"{name}/rows/next")
         target = self.number([-1 if n == BATCH else n for n in apart])
@@ -217,6 +274,8 @@ class Follower(Writer):
             self.put(node)
         elif Kind.UNKNOWN in kinds:
             self.lost |= {node.name} & self._layers
+            if node.op in GATES and node.attr("direction") != "forward":
+                self.problem(node.name, f"{DIRECTIONS[node.attr('direction')]}, so it {FUTURE}")
             self.times |= dict.fromkeys(node.outputs, Kind.UNKNOWN)
         elif any(isinstance(self.times.get(name), Time) for name in read):
             self._follow_steps(node, kinds)
@@ -248,11 +307,14 @@ class Follower(Writer):
 
     def _guess(self, name: str, given: Sequence[Of]) -> Of:
         """Where time may be after a node that cannot run step by step, so that those behind it are found too."""
-        shape = self._facts.shape(name)
-        for time in given:
-            if isinstance(time, Time) and shape is not None and shape[time.axis : time.axis + 1] == (time.size,):
-                return replace(time, tail=0, zeros=0)
-        return Kind.UNKNOWN
+        shape, longer = self._facts.shape(name), self._longer.shape(name)
+        if shape is None or longer is None:
+            return Kind.UNKNOWN
+        axes = [k for k, (n, more) in enumerate(zip(shape, longer)) if n != more]
+        if len(axes) != 1:
+            return Kind.UNKNOWN if axes else Kind.LAST
+        time = next((t for t in given if isinstance(t, Time)), Time(axes[0], 0))
+        return Time(axes[0], shape[axes[0]] or 0, clock=time.clock)
 
     def _compare(self, node: Node) -> None:
         """A size that depends on the steps is along the axis that was followed, and rows of the batch stay apart."""
@@ -291,6 +353,53 @@ class Follower(Writer):
             shape = self._facts.shape(tensor.name)
             if tensor.name in writers and shape is not None and shape[time.axis] != time.size:
                 self.problem(writers[tensor.name], "gives an output with one axis for time and something else")
+        self.row_axis = self._finish_rows(writers)
+
+    def _finish_rows(self, writers: Mapping[str, str]) -> dict[str, int]:
+        """The axis of the batch in each input and output, -1 where it has none; problems where that is not certain."""
+        found, problems = self.follow_rows()
+        axes = dict(self.rows)
+        many = not self.takes_one_row
+        for tensor in self.spec.inputs:
+            axis, declared = self.axes.get(tensor.name), tensor.shape or ()
+            free = [k for k, n in enumerate(declared) if n is None and k not in (axis, axes[tensor.name])]
+            if axis is not None and declared[axis] is not None and free:
+                text = f"has layers over axis {axis}, which is fixed, and axis {free[0]} is free"
+                self.input_problems.append(f"input {tensor.name!r} {text}; which of them is time is not certain")
+        for name, axis in self.axes.items():
+            if axes[name] < 0:
+                self.input_problems.append(self._without_rows(name, axis))
+        for name in problems if many else ():
+            if name not in self._refused:
+                self.problem(name, "works along the batch")
+        for tensor in self.spec.outputs:
+            shape, rows, time = self._facts.shape(tensor.name), found.get(tensor.name), self.times.get(tensor.name)
+            if isinstance(rows, Time) and shape is not None and shape[rows.axis] == rows.size:
+                axes[tensor.name] = rows.axis
+            elif not many:
+                axes[tensor.name] = batch_axis_of(shape or (1,), time.axis if isinstance(time, Time) else None)
+            else:  # where nodes could not be followed, by its size
+                axes[tensor.name] = shape.index(BATCH) if shape and shape.count(BATCH) == 1 else 0
+                if shape is not None and self.axes and tensor.name in writers and writers[tensor.name] not in problems:
+                    self.problem(writers[tensor.name], f"gives {tensor.name!r}, in which no axis is that of the batch")
+        return axes
+
+    @property
+    def takes_one_row(self) -> bool:
+        """Whether some input has room for one row only, so that each row has a call of its own."""
+        return any(
+            axis >= 0 and self.shape(name)[axis] == 1 for name, axis in self.rows.items() if name not in self.own
+        )
+
+    def _without_rows(self, name: str, time: int) -> str:
+        shape = self.shape(name)
+        others = [k for k in range(len(shape)) if k != time]
+        rows = next((k for k in others if becomes_rows(self, self.spec.nodes, name, k)), None)
+        if rows is not None:
+            return fixed_batch(name, shape[rows], rows)
+        return (
+            f"input {name!r} has no axis for a batch beside axis {time}, its time: it takes a sequence without a batch"
+        )
 
     # The end.
 
@@ -312,30 +421,28 @@ class Follower(Writer):
             for node in self.spec.all_nodes()
             if node.op in GATES and any(self.times.get(name) is Kind.STATE for name in node.inputs)
         }
-        fits = carried <= self.reached and not (self.own and self._fixed)
-        return not self.problems and bool(self.carrying) and fits
+        fits = carried <= self.reached and not (self.own and self.fixed)
+        return not self.problems and not self.input_problems and bool(self.carrying) and fits
 
     @property
-    def _fixed(self) -> int:
+    def fixed(self) -> int:
         """Inputs of which the model says how many steps they have."""
-        return sum(
-            t.name in self.axes and sizes_of(self.spec, t)[self.axes[t.name]] is not None for t in self.spec.inputs
-        )
+        return sum(t.name in self.axes and (t.shape or ())[self.axes[t.name]] is not None for t in self.spec.inputs)
 
     def rank(self) -> tuple[int, ...]:
         """Less is better: something is carried, over axes of any length, and all runs step by step."""
-        some = len(self.carrying)
-        return not some, not (some or self.lost), self._fixed, bool(self.problems), -some, len(self.problems)
+        some, wrong = len(self.carrying), len(self.problems) + len(self.input_problems)
+        return not some, not (some or self.lost), self.fixed, bool(wrong), -some, wrong
 
     def refusal(self) -> str:
         """Why not."""
-        if self.problems:
-            lines = "\n  ".join(self.problems)
-            text = f"{len(self.problems)} layer(s) cannot run on a stream, step by step:\n  {lines}"
-        else:
+        if not self.problems and not self.input_problems:
             model = self.spec.source or "the model"
-            text = f"{model} has no recurrent layer, convolution or pool over time, so it has no state"
-        return text
+            return f"{model} has no recurrent layer, convolution or pool over time, so it has no state"
+        if not self.problems:
+            return "; ".join(self.input_problems)
+        lines = "\n  ".join([*self.problems, *self.input_problems])
+        return f"{len(self.problems)} layer(s) cannot run on a stream, step by step:\n  {lines}"
 
     def time_axis(self) -> dict[str, int | None]:
         names = [t.name for t in (*self.spec.inputs, *self.spec.outputs)]

@@ -48,10 +48,20 @@ class Draft(Sizes, Protocol):
     def value(self, name: str) -> np.ndarray | None:
         """The whole numbers of a small tensor, None where they are not known."""
 
+    def initial(self, name: str) -> np.ndarray | None:
+        """The elements of a tensor that depends on nothing but sizes, for a batch of at most 2; else None."""
+
     def state(
-        self, name: str, like: str, shape: Sequence[int], batch_axis: int, varies: int | None = None, first: int = 0
+        self,
+        name: str,
+        like: str,
+        shape: Sequence[int],
+        batch_axis: int,
+        varies: int | None = None,
+        first: int = 0,
+        initial: np.ndarray | None = None,
     ) -> tuple[str, str]:
-        """A new state of the dtype of ``like``: the names of its input and of its output."""
+        """A new state of the dtype of ``like``, at first the same for all rows: its input's and its output's name."""
 
     def readers(self, name: str) -> list[Node] | None:
         """The nodes that read a tensor; None where it is an output too."""
@@ -95,8 +105,6 @@ def _recurrent(d: Draft, node: Node, given: Given) -> list[Of] | None:
         d.problem(node.name, "takes a mask that does not come with its steps")
     outputs = [*node.outputs, "", ""][: count + 1]
     if not any(kind is Kind.STATE for kind in kinds[1 : count + 1]):
-        if any(states):
-            d.problem(node.name, "begins with a computed state; a stream begins with zeros")
         hidden = node.weights["weight_hh_l0"]
         layers = node.attr("num_layers") * (2 if node.attr("direction") == "bidirectional" else 1)
         rows = shape[1 - along : 2 - along] if len(shape) == 3 else ()
@@ -104,7 +112,9 @@ def _recurrent(d: Draft, node: Node, given: Given) -> list[Of] | None:
         copies = []
         for k, size in enumerate(sizes[:count]):
             of = f"{node.name}.{'hc'[k]}"
-            states[k], new = d.state(of, node.inputs[0], (layers, *rows, size), 1 if rows else -1)
+            whole = (layers, *rows, size)
+            begin = _initial(d, node, states[k], whole, bool(mask))
+            states[k], new = d.state(of, node.inputs[0], whole, 1 if rows else -1, initial=begin)
             if outputs[k + 1]:
                 copies.append((f"{of}/copy", (outputs[k + 1],), new))
             else:
@@ -118,9 +128,26 @@ def _recurrent(d: Draft, node: Node, given: Given) -> list[Of] | None:
         if repeats:
             _repeat(d, node, along, outputs[0], states[0], mask)
     else:
+        if mask and not (node.attr("zero_output_for_mask") and node.attr("return_sequences")):
+            d.problem(node.name, "takes a mask beside a state that the caller carries")
         d.put(node)
     y: Of = time if node.attr("return_sequences") else Kind.LAST
     return [y, *[Kind.LAST] * count][: len(outputs)]
+
+
+def _initial(d: Draft, node: Node, name: str, whole: Sequence[int], masked: bool) -> np.ndarray | None:
+    """The state of shape ``whole`` that a layer begins a sequence with, for a small batch; None: zeros."""
+    if not name:
+        return None
+    value = d.initial(name)
+    if value is None or value.size % (whole[0] * whole[-1]):
+        raise UnfollowedError("begins with a state that is computed from an input")
+    value = value.reshape(whole[0], -1, whole[-1])
+    if masked and np.any(value):
+        raise UnfollowedError("begins with a state and takes a mask; masked steps in front give zeros")
+    if len(whole) == 3 and d.is_free(whole[1]) and np.any(value != value[:, :1]):
+        raise UnfollowedError("begins with a state that differs from row to row of the batch")
+    return value if len(whole) == 3 else value[:, 0]
 
 
 def _repeat(d: Draft, node: Node, along: int, y: str, h_0: str, mask: str) -> None:

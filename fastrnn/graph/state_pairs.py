@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from ..errors import UnsupportedError
 from ..spec import GATES, Graph, ModelSpec, Node, Tensor
+from .batch_axis import becomes_rows
 from .facts import Facts
-from .time_axis import Time, UnfollowedError, trace
+from .time_axis import UnfollowedError
 
 MARKERS = (
     "in", "out", "input", "output", "inputs", "outputs", "prev", "previous", "next", "new", "old", "past", "present",
@@ -31,10 +32,23 @@ def paired(spec: ModelSpec, given: Mapping[str, str] | None = None) -> dict[str,
     UnsupportedError
         Which belong together is not certain, or the given pairs do not fit.
     """
-    pairing = _Pairing(spec)
-    found = _checked(spec, given) if given is not None else pairing.by_layers()
-    pairing.refuse_backwards(found)
-    return found
+    return _checked(spec, given) if given is not None else _Pairing(spec).by_layers()
+
+
+def refuse_backwards(spec: ModelSpec, pairs: Mapping[str, str]) -> None:
+    """Refuse states of layers that read a sequence from its end; all are named."""
+    starts = _Pairing(spec).roles_of_inputs()
+    roles = set().union(*(starts.get(name, set()) for name in pairs))
+    wrong = [
+        f"{n.op} {n.name!r}"
+        for n in spec.all_nodes()
+        if roles & {f"{n.name} {w}" for w in "hc"}
+        if n.attr("direction") != "forward"
+    ]
+    if wrong:
+        raise UnsupportedError(
+            f"{', '.join(wrong)}: runs backwards or in both directions, so it reads steps that have not come yet"
+        )
 
 
 def paired_by_name(spec: ModelSpec, by_shape: bool = True) -> dict[str, str]:
@@ -158,7 +172,7 @@ class _Pairing:
 
     def by_layers(self) -> dict[str, str]:
         """Pairs of inputs that begin the state of recurrent nodes; where there are some, others too."""
-        starts = self._roles_of_inputs()
+        starts = self.roles_of_inputs()
         self._by_roles(starts)
         return self.by_names(starts) if starts else {}
 
@@ -176,21 +190,7 @@ class _Pairing:
             raise UnsupportedError("which output follows each of these inputs is not certain; say it, " + _form(lines))
         return {t.name: self.found[t.name] for t in self.spec.inputs if t.name in self.found}
 
-    def refuse_backwards(self, found: Mapping[str, str]) -> None:
-        starts = self._roles_of_inputs()
-        roles = set().union(*(starts.get(name, set()) for name in found))
-        wrong = [
-            f"{n.op} {n.name!r}"
-            for n in self.spec.all_nodes()
-            if roles & {f"{n.name} {w}" for w in "hc"}
-            if n.attr("direction") != "forward"
-        ]
-        if wrong:
-            raise UnsupportedError(
-                f"{', '.join(wrong)}: runs backwards or in both directions, so it reads steps that have not come yet"
-            )
-
-    def _roles_of_inputs(self) -> dict[str, set[str]]:
+    def roles_of_inputs(self) -> dict[str, set[str]]:
         """The states that each input begins; not of those that also are what a layer runs over."""
         roles = {}
         for tensor in self.spec.inputs:
@@ -263,8 +263,14 @@ def batch_axes(specs: Sequence[ModelSpec], names: Iterable[str]) -> Iterator[int
         if len(free) == 1:
             yield free[0]
             continue
-        found = ([k for k in range(len(shape)) if _becomes_batch(spec, name, k)] for spec in specs)
-        yield next((axes[0] for axes in found if len(axes) == 1), -1)
+        yield next((axis for spec in specs if (axis := axis_of_rows(spec, name)) >= 0), -1)
+
+
+def axis_of_rows(spec: ModelSpec, name: str) -> int:
+    """The axis of an input that is the batch of the recurrent layers, -1 where they do not tell."""
+    sizes = _Declared(spec)
+    axes = [k for k in range(len(sizes.shape(name))) if becomes_rows(sizes, spec.nodes, name, k)]
+    return axes[0] if len(axes) == 1 else -1
 
 
 class _Declared:
@@ -283,15 +289,3 @@ class _Declared:
         if shape is None or None in shape:
             raise UnfollowedError("is not known")
         return shape  # type: ignore[return-value]
-
-
-def _becomes_batch(spec: ModelSpec, name: str, axis: int) -> bool:
-    """Whether this axis of an input is that of the batch in the first state that the input begins."""
-    sizes = _Declared(spec)
-    times = trace(sizes, spec.nodes, {name: Time(axis, sizes.shape(name)[axis])})
-    for node in spec.nodes:
-        states = node.inputs[1 : 3 if node.op == "lstm" else 2] if node.op in GATES else ()
-        for time in map(times.get, states):
-            if isinstance(time, Time):
-                return time.axis == (0 if node.attr("unbatched") else 1)
-    return False

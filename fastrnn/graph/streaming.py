@@ -16,9 +16,9 @@ import numpy as np
 
 from ..errors import UnsupportedError
 from ..spec import GATES, OPS, ModelSpec, Tensor
-from .follow_time import StreamState, followed_time
+from .follow_time import Follower, StreamState, fixed_batch, followed_time, sizes_of
 from .optimize import drop_dead, optimize
-from .state_pairs import batch_axes, hint, paired, paired_by_name
+from .state_pairs import axis_of_rows, batch_axes, hint, paired, paired_by_name, refuse_backwards
 
 SAME_VALUES = (
     "identity", "expand", "reshape", "squeeze", "unsqueeze", "transpose", "slice", "gather", "cast", "tile", "split",
@@ -32,7 +32,8 @@ class Streamed:
     """A spec that takes ``inputs``, then the states, and gives ``outputs``, then the states.
 
     ``time_axis`` says for each of ``inputs`` and ``outputs`` which axis is time; None: it has no steps, as the frame of
-    a model that takes one a call, or the output of the last step so far.
+    a model that takes one a call, or the output of the last step so far.  ``batch_axis`` says which is the batch; -1:
+    it has none, so the rows take turns or, of an input, share it.
     """
 
     spec: ModelSpec
@@ -40,6 +41,7 @@ class Streamed:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     time_axis: dict[str, int | None]
+    batch_axis: dict[str, int]
 
 
 def streamed(spec: ModelSpec, states: Mapping[str, str] | None = None) -> Streamed:
@@ -57,18 +59,34 @@ def streamed(spec: ModelSpec, states: Mapping[str, str] | None = None) -> Stream
     UnsupportedError
         The model needs steps that come later, or carries nothing; or which inputs are states is not certain.
     """
-    graph = _without_zeros(optimize(_without_options(spec)))
+    spec = _typed(_without_options(spec))
+    graph = _without_zeros(optimize(spec))
     pairs = paired(graph, states)
     followed = followed_time(graph, pairs)
     if not pairs and not followed.complete:
         pairs = paired_by_name(graph, by_shape=not followed.has_layers)
         if not pairs:
             raise UnsupportedError(followed.refusal() + hint(graph))
+    if pairs and states is None and followed.has_layers and not followed.complete and not followed.fixed:
+        raise UnsupportedError(followed.refusal())
     declared = {t.name: t for t in graph.inputs}
     own = [_own_state(declared[i], o, axis) for (i, o), axis in zip(pairs.items(), batch_axes((spec, graph), pairs))]
     if followed.complete and followed.own == set(pairs):
-        return _assembled(followed.written(), [*own, *followed.states], followed.time_axis())
-    return _assembled(graph, own, dict.fromkeys(t.name for t in (*graph.inputs, *graph.outputs)))
+        return _assembled(followed.written(), [*own, *followed.states], followed.time_axis(), followed.row_axis)
+    refuse_backwards(graph, pairs)
+    rows = {t.name: _frame_rows(spec, graph, t) for t in graph.inputs} | {s.input: s.batch_axis for s in own}
+    for name, axis in rows.items():
+        size = 1 if axis < 0 else (declared[name].shape or ())[axis]
+        if size not in (None, 1):
+            raise UnsupportedError(fixed_batch(name, size, axis))
+    frames = Follower(graph, {}, set(pairs), rows)
+    return _assembled(graph, own, frames.time_axis(), frames.row_axis)
+
+
+def _frame_rows(spec: ModelSpec, graph: ModelSpec, tensor: Tensor) -> int:
+    """The batch of an input that takes a frame a call: what the layers say, or else the first axis."""
+    told = next((axis for form in (spec, graph) if (axis := axis_of_rows(form, tensor.name)) >= 0), -1)
+    return told if told >= 0 or (tensor.shape or (0,))[0] not in (None, 1) else 0
 
 
 def _own_state(tensor: Tensor, output: str, batch_axis: int) -> StreamState:
@@ -80,7 +98,9 @@ def _own_state(tensor: Tensor, output: str, batch_axis: int) -> StreamState:
     return StreamState(tensor.name, output, rest, batch_axis, tensor.dtype)
 
 
-def _assembled(spec: ModelSpec, states: Sequence[StreamState], time_axis: Mapping[str, int | None]) -> Streamed:
+def _assembled(
+    spec: ModelSpec, states: Sequence[StreamState], time_axis: Mapping[str, int | None], batch_axis: Mapping[str, int]
+) -> Streamed:
     """Inputs and outputs in order, with a free axis for time."""
 
     def free(tensor: Tensor) -> Tensor:
@@ -99,8 +119,9 @@ def _assembled(spec: ModelSpec, states: Sequence[StreamState], time_axis: Mappin
     spec.outputs[:] = [*outputs, *(declared[s.output] for s in states)]
     spec.nested_state = False
     spec.validate()
-    axes = {t.name: time_axis[t.name] for t in (*inputs, *outputs)}
-    return Streamed(spec, tuple(states), tuple(inputs), tuple(outputs), axes)
+    names = [t.name for t in (*inputs, *outputs)]
+    times, rows = {name: time_axis[name] for name in names}, {name: batch_axis[name] for name in names}
+    return Streamed(spec, tuple(states), tuple(inputs), tuple(outputs), times, rows)
 
 
 def _without_options(spec: ModelSpec) -> ModelSpec:
@@ -113,6 +134,11 @@ def _without_options(spec: ModelSpec) -> ModelSpec:
         return spec
     nodes = [replace(n, inputs=tuple("" if name in optional else name for name in n.inputs)) for n in spec.nodes]
     return replace(spec, nodes=nodes, inputs=[t for t in spec.inputs if t.name not in optional])
+
+
+def _typed(spec: ModelSpec) -> ModelSpec:
+    """Inputs without a shape get that which the layers behind them need, where these tell."""
+    return replace(spec, inputs=[replace(t, shape=sizes_of(spec, t) or t.shape) for t in spec.inputs])
 
 
 def _without_zeros(spec: ModelSpec) -> ModelSpec:

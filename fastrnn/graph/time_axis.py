@@ -8,7 +8,7 @@ is not known which steps it needs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Protocol
@@ -210,7 +210,7 @@ def _matmul(f: Sizes, node: Node, given: Given) -> Time:
     """Rows of a and columns of b do not meet, and neither do matrices."""
     ranks = [len(f.shape(name)) for name in node.inputs]
     if min(ranks) < 2:
-        raise UnfollowedError("multiplies a vector")
+        return _by_vector(ranks, given)
     for time, rank, summed in zip(given, ranks, (-1, -2)):
         if isinstance(time, Time):
             untouched(time, [summed], rank)
@@ -221,6 +221,14 @@ def _matmul(f: Sizes, node: Node, given: Given) -> Time:
     if len(times) > 1:
         raise UnfollowedError(FUTURE)
     return times[0]
+
+
+def _by_vector(ranks: Sequence[int], given: Given) -> Time:
+    """A product with a vector: the axis that is summed over goes."""
+    if isinstance(given[ranks.index(1)], Time):
+        raise UnfollowedError(FUTURE)
+    summed = [-1] if ranks[1] == 1 else [-2]
+    return less(untouched(the_time(given), summed, max(ranks)), axes_of(summed, max(ranks)))
 
 
 def _windows(f: Sizes, node: Node, given: Given) -> Time:
@@ -283,17 +291,3 @@ RULES: dict[str, Rule] = {
     "unstack": _unstack,
 }
 """``rule(sizes, node, times of its inputs)`` gives the time of its output, or the list of those of its outputs."""
-
-
-def trace(f: Sizes, nodes: Iterable[Node], times: Mapping[str, Of]) -> dict[str, Of]:
-    """Where an axis of some tensors goes, as far as it can be followed."""
-    times = dict(times)
-    for node in nodes:
-        given = [times.get(name) for name in node.inputs]
-        if node.op in RULES and any(given):
-            try:
-                made = RULES[node.op](f, node, given)
-            except UnfollowedError:
-                continue
-            times |= dict(zip(node.outputs, made if isinstance(made, list) else [made]))
-    return times
