@@ -102,7 +102,7 @@ def other_attacks() -> Iterator[Attack]:
     yield Attack("legacy.pt", bytes.fromhex("80028a0a6cfc9c46f9206aa850192e") + b"x" * 100, "before PyTorch 1.6")
     yield Attack("unknown.bin", b"\x7fELF" + bytes(100), "no known format")
     yield Attack("model.onnx", b"\x08\x07\x12\x07pytorch" + bytes(50), "not an ONNX model, or damaged")
-    yield Attack("model.ort", b"\x18\x00\x00\x00ORTM" + bytes(50), "does not read ONNX Runtime's format")
+    yield Attack("model.ort", b"\x18\x00\x00\x00ORTM" + bytes(50), "ONNX Runtime's own format")
     yield Attack("plain.frnn", st({}), "not of the format|no tensors")
 
 

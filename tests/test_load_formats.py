@@ -61,7 +61,7 @@ def test_nothing_decides(tmp_path):
         load_tensors(path)
     path = tmp_path / "model.ort"
     path.write_bytes(b"\x18\x00\x00\x00ORTM")
-    with pytest.raises(UnsupportedError, match="does not read ONNX Runtime's format"):
+    with pytest.raises(UnsupportedError, match="ONNX Runtime's own format"):
         layer_nodes(path, ["a"])
 
 

@@ -123,7 +123,7 @@ def test_file_of_parameters(tmp_path):
 
 def test_file_refused(tmp_path):
     path = tmp_path / "t.pt"
-    with pytest.raises(UnsupportedError, match=r"before PyTorch 1\.6.*state_dict"):
+    with pytest.raises(UnsupportedError, match=r"before PyTorch 1\.6.*torch\.save"):
         load_spec(save(nn.LSTM(2, 3).state_dict(), path, _use_new_zipfile_serialization=False))
     with pytest.raises(UnsupportedError, match="a single tensor"):
         load_tensors(save(torch.ones(3), path))

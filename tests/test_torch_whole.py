@@ -384,7 +384,9 @@ REFUSED = {
     Random: ["rand_like"],
     Text: ["values that are not tensors (output_1)"],
     Many: ["pass an example of its arguments", "example_inputs=(words, pixels, extra,)"],
-    Weighted: ["normed (ParametrizedLinear, a subclass of nn.Linear)"],
+    Weighted: [
+        "normed (ParametrizedLinear, whose weights are computed; torch.nn.utils.parametrize.remove_parametrizations"
+    ],
 }
 
 
@@ -410,8 +412,8 @@ def test_export_line():
         fastrnn.from_torch(Refused())
     line = re.search(r"Export it instead: (.*), then fastrnn\.load", str(error.value))[1]
     assert line == (
-        'torch.onnx.export(Refused(...).eval(), (x,), "Refused.onnx", dynamo=True,'
-        ' dynamic_shapes={"x": {0: "batch", 1: "time"}})'
+        'torch.onnx.export(Refused(...).eval(), (x,), "Refused.onnx", input_names=["x"],'
+        ' dynamic_axes={"x": {0: "batch", 1: "time"}}, dynamo=False)'
     )
 
 
@@ -468,3 +470,113 @@ def test_examples_are_left_alone():
     assert x.tolist() == [0, 0]
     assert model(np.zeros(3, np.float32)).tolist() == [1, 1, 1]
     assert fastrnn.from_torch(Flag(), example_inputs={"x": torch.ones(2, 5, 5), "reverse": True}).spec.nodes
+
+
+# What errors print to do
+
+
+class Branch(nn.Module):
+    """Axis 1 is features here, and its flow depends on the data."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.GRUCell(5, 4)
+
+    def forward(self, x):
+        return self.cell(x) if x.sum() < 1e9 else x
+
+
+class Image(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3)
+
+    def forward(self, x):
+        return self.conv(x).amax((2, 3)) if x.sum() < 1e9 else x
+
+
+class PackedBranch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.gru = nn.Embedding(9, 5), nn.GRU(5, 4, batch_first=True)
+
+    def forward(self, ids, lengths):
+        x = pack_padded_sequence(self.embedding(ids), lengths.cpu(), batch_first=True, enforce_sorted=False)
+        y, h = self.gru(x)
+        return (pad_packed_sequence(y, batch_first=True)[0], h) if lengths.sum() > 0 else (ids, ids)
+
+
+class StateBranch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(5, 4, batch_first=True)
+
+    def forward(self, x, state):
+        y, (h, c) = self.lstm(x, state)
+        return (y, h, c) if y.sum() < 1e9 else (x, h, c)
+
+
+EXPORTED = [
+    (Branch, {"x": torch.randn(3, 5)}),
+    (Image, {"x": torch.randn(2, 1, 6, 7)}),
+    (PackedBranch, {"ids": torch.arange(8).reshape(2, 4), "lengths": torch.tensor([2, 4])}),
+    (StateBranch, {"x": torch.randn(2, 3, 5), "state": (torch.randn(1, 2, 4), torch.randn(1, 2, 4))}),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("kind", "examples"), EXPORTED, ids=lambda value: getattr(value, "__name__", ""))
+def test_the_printed_export_works(tmp_path, monkeypatch, kind, examples):
+    """The text of the error, run as it stands, gives a model with the module's results."""
+    pytest.importorskip("onnx")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    module = kind().eval()
+    with pytest.raises(UnsupportedError) as error:
+        fastrnn.from_torch(module)
+    export, load = re.search(r"Export it instead: (.*), then (fastrnn\.load\(.*\))$", str(error.value)).groups()
+    exec(export, {"torch": torch, kind.__name__: lambda *_: module, **examples})
+    model = eval(load, {"fastrnn": fastrnn})
+    theirs = module(*examples.values())
+    theirs = theirs if isinstance(theirs, tuple) else (theirs,)
+    flat = [part for value in examples.values() for part in (value if isinstance(value, tuple) else (value,))]
+    results = model(*(value.numpy() for value in flat))
+    for ours, wanted in zip(results if isinstance(results, tuple) else (results,), theirs, strict=True):
+        np.testing.assert_allclose(ours, wanted.detach(), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = nn.Sequential(nn.Linear(3, 2)).eval()
+    torch.jit.script(net).save("loaded.pt")
+    given = [torch.jit.script(net), torch.jit.trace(net, torch.ones(1, 3)), torch.jit.load("loaded.pt")]
+    for module in (*given, torch.jit.script(nn.LSTM(2, 3)), torch.jit.freeze(given[0])):
+        with pytest.raises(UnsupportedError, match="TorchScript") as error:
+            fastrnn.from_torch(module)
+        line, load = re.search(r"(torch\.jit\.save\(.*?\)), then (.*?) and", str(error.value)).groups()
+        exec(line, {"torch": torch, "module": module})
+        assert eval(load, {"fastrnn": fastrnn})
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_parts_of_other_forms_are_named():
+    quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(3, 2)), {nn.Linear})
+    scripted = nn.Sequential(torch.jit.script(nn.Linear(3, 2)), nn.ReLU())
+    normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
+    old = nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 2)))
+    for module, words in ((quantized, "quantized; pass the float module"), (scripted, "TorchScript; pass the module"),
+                          (normed, "remove_parametrizations"), (old, "remove_weight_norm")):  # fmt: skip
+        with pytest.raises(UnsupportedError, match=words):
+            fastrnn.from_torch(module)
+    nn.utils.parametrize.remove_parametrizations(normed[0], "weight")
+    nn.utils.remove_weight_norm(old[0])
+    assert fastrnn.from_torch(normed)
+    assert fastrnn.from_torch(old)
+
+
+def test_wrapped_modules():
+    """torch.compile and DataParallel compute what the module in them does."""
+    gru = nn.GRU(3, 4)
+    for module in (torch.compile(gru), nn.DataParallel(gru), torch.compile(nn.DataParallel(gru))):
+        assert type(fastrnn.from_torch(module)) is fastrnn.GRU

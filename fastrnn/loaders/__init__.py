@@ -19,6 +19,7 @@ from ..errors import FastrnnError, FormatError, UnsupportedError
 from ..file_writer import check_target
 from ..spec import GATES, ModelSpec, Node, Tensor
 from .files import Data, File, name_list, short
+from .foreign import FOREIGN, foreign, refused, refused_archive, refused_folder
 from .state_dict import PLAIN_WEIGHTS, other_layers, possible_layers
 
 __all__ = [
@@ -66,7 +67,9 @@ def _member_names(file: Data) -> Iterable[str]:
 
 
 def _is_torch(file: Data) -> bool:
-    return file[:1] == b"\x80" or any(name.endswith("/data.pkl") for name in _member_names(file))
+    from .torch_file import is_legacy
+
+    return is_legacy(file) or any(name.endswith("/data.pkl") for name in _member_names(file))
 
 
 def _is_keras(file: Data) -> bool:
@@ -104,8 +107,8 @@ FORMATS = (
     Format("onnx", (".onnx",), _is_onnx, "onnx", ("outputs",), True),
 )
 
-_NOT_YET = {".ort": "ONNX Runtime's format"}
-_NOT_OURS = (".pt2", ".ckpt", ".pb", ".tflite", ".json", ".npy", ".npz", ".csv", ".pkl", ".pickle", ".joblib", ".zip")
+
+_NOT_OURS = {".ckpt", ".csv", ".zip", *(suffix for kind in FOREIGN for suffix in kind.suffixes)}
 
 
 def find_format(path: str | os.PathLike[str]) -> Format:
@@ -120,20 +123,22 @@ def find_format(path: str | os.PathLike[str]) -> Format:
     UnsupportedError
         It is of a format that this version does not read.
     """
+    if Path(path).is_dir():
+        raise refused_folder(path)
     file = File(path)
-    suffix = Path(path).suffix.lower()
-    for by_contents in FORMATS:
-        if by_contents.sniff(file):
-            return by_contents
+    suffix, members = Path(path).suffix.lower(), list(_member_names(file))
+    by_contents = next((row for row in FORMATS if row.sniff(file)), None)
+    kind = foreign(path, file, members, surely=by_contents is not None)
+    if by_contents is not None and (by_contents.name != "onnx" or kind is None):
+        return by_contents
+    if kind is not None:
+        raise refused(path, kind)
+    if error := refused_archive(path, members):
+        raise error
     for by_suffix in FORMATS:
         if suffix in by_suffix.suffixes:
             return by_suffix
     known = ", ".join(suffix for row in FORMATS for suffix in row.suffixes)
-    if suffix in _NOT_YET:
-        raise UnsupportedError(
-            f"{os.fspath(path)!r}: this version of fastrnn does not read {_NOT_YET[suffix]};"
-            f" load the model that it was exported from ({known})"
-        )
     raise FormatError(
         f"{os.fspath(path)!r} starts with {short(bytes(file[:8]))}, which no known format does; expected one of {known}"
     )
@@ -152,7 +157,7 @@ def check_destination(path: str | os.PathLike[str]) -> None:
     check_target(path)
     given = Path(os.fsdecode(path))
     others = {suffix for row in FORMATS for suffix in row.suffixes} - {".frnn"}
-    if given.suffix.lower() in {*others, *_NOT_YET, *_NOT_OURS}:
+    if given.suffix.lower() in others | _NOT_OURS:
         raise FormatError(
             f"{str(given)!r} ends in {given.suffix!r}, which other programs would take for another format; fastrnn"
             f" writes its own: call it {given.stem + '.frnn'!r}"

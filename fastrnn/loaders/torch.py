@@ -87,7 +87,13 @@ def from_object(
         if example_inputs is not None:
             raise UnsupportedError("example_inputs= are for the forward of a module; a state_dict has none")
         return spec_from_state_dict(obj, prefix=prefix, nonlinearity=nonlinearity, source="the state_dict")
-    if not any((c.__module__, c.__name__) == ("torch.nn.modules.module", "Module") for c in type(obj).__mro__):
+    classes = {f"{c.__module__}.{c.__name__}" for c in type(obj).__mro__}
+    if "torch.jit._script.ScriptModule" in classes:
+        raise UnsupportedError(
+            "this is TorchScript, whose Python code is gone: pass the module that it was made from to from_torch; or"
+            ' torch.jit.save(module, "module.pt"), then fastrnn.load("module.pt").tensors and fastrnn.load_layers'
+        )
+    if "torch.nn.modules.module.Module" not in classes:
         raise UnsupportedError(
             f"from_torch takes a torch.nn.Module or a state_dict, got an object of type {type(obj).__name__};"
             " fastrnn.load reads files"
@@ -96,12 +102,22 @@ def from_object(
         raise UnsupportedError(
             "prefix= and nonlinearity= are for a state_dict; a module says both itself: pass the part alone"
         )
-    return _from_module(obj, example_inputs)
+    return _from_module(unwrapped(obj), example_inputs)
 
 
 def is_layer(obj: Any) -> bool:
     """Whether ``from_object`` describes one layer, not a model with inputs and outputs of its own."""
-    return isinstance(obj, Mapping) or class_name(obj) in CHAINED
+    return isinstance(obj, Mapping) or class_name(unwrapped(obj)) in CHAINED
+
+
+_WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
+
+
+def unwrapped(module: Any) -> Any:
+    """The module in those of torch.compile and of training on several devices, which compute the same."""
+    while type(module).__module__.startswith("torch.") and type(module).__name__ in _WRAPPERS:
+        module = getattr(module, _WRAPPERS[type(module).__name__])
+    return module
 
 
 def _from_module(module: Any, example_inputs: Any) -> ModelSpec:

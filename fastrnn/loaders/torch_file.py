@@ -80,10 +80,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> TensorFile:
         It is a file of PyTorch before 1.6, or holds no tensors.
     """
     file = File(path)
-    if file[:1] == b"\x80":
+    if is_legacy(file):
         raise UnsupportedError(
-            "this is a bare pickle, as torch.save wrote it before PyTorch 1.6 (or a pickle of something else);"
-            " load it with PyTorch, then torch.save(model.state_dict(), path) writes the format that is read here"
+            "this is a bare pickle, as torch.save wrote it before PyTorch 1.6; in PyTorch,"
+            f" `torch.save(torch.load({os.fspath(path)!r}, weights_only=True), 'new.pt')` writes the format that is"
+            " read here (weights_only=False where it holds a whole module and you trust it)"
         )
     members = read_directory(file)
     stem = _stem(members)
@@ -122,9 +123,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> TensorFile:
         if name not in dense:
             strange = [f"{key} ({what!r})" for key, what in found.tensors.items() if key not in dense]
             raise UnsupportedError(
-                f"tensors are not dense or of a dtype that NumPy lacks: {name_list(strange)}; store"
-                " tensor.dequantize(), tensor.to_dense() or tensor.float(), or take the other layers with"
-                " fastrnn.load_layers"
+                f"tensors are quantized, not dense or of a dtype that NumPy lacks: {name_list(strange)}; save the"
+                " state_dict of the float model, or tensor.dequantize(), tensor.to_dense() or tensor.float(); the other"
+                " layers can be taken with fastrnn.load_layers"
             )
         tensor = dense[name]
         if tensor.member.name not in checked:
@@ -133,6 +134,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> TensorFile:
         return view_array(data, tensor.dtype, tensor.shape, tensor.offset, tensor.strides, big_endian)
 
     return TensorFile(found.tensors, read, found.roots, found.others, found.modules)
+
+
+def is_legacy(file: Data) -> bool:
+    """Whether a file begins with the number that torch.save wrote before PyTorch 1.6."""
+    return b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19" in bytes(file[:32])
 
 
 def _stem(members: Iterable[str]) -> str:

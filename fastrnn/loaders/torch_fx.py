@@ -46,21 +46,20 @@ def spec_of(module: Any, example_inputs: Any = None) -> ModelSpec:
 def export_hint(module: Any) -> str:
     """How to take the other way, through ONNX."""
     found = options(module, required(module), sure=True)
-    shapes = ", ".join(f'"{name}": {_free_axes(guesses[0] if guesses else None)}' for name, guesses in found.items())
+    likely = {name: guesses[0] if guesses else Guess(("batch",)) for name, guesses in found.items()}
+    inputs = dict(_flat_guesses(likely))
+    names = ", ".join(f'"{name}"' for name in inputs)
+    axes = ", ".join(f'"{name}": {_free_axes(guess)}' for name, guess in inputs.items())
     arguments = ", ".join(found) + ("," if len(found) == 1 else "")
     file = f'"{type(module).__name__}.onnx"'
     return (
         f"Export it instead: torch.onnx.export({type(module).__name__}(...).eval(), ({arguments}), {file},"
-        f" dynamo=True, dynamic_shapes={{{shapes}}}), then fastrnn.load({file})"
+        f" input_names=[{names}], dynamic_axes={{{axes}}}, dynamo=False), then fastrnn.load({file})"
     )
 
 
-def _free_axes(guess: Any) -> str:
+def _free_axes(guess: Guess) -> str:
     """The axes of an argument that vary, as torch.onnx.export takes them."""
-    if guess is None:
-        return '{0: "batch"}'
-    if not isinstance(guess, Guess):
-        return f"({', '.join(map(_free_axes, guess))})"
     return "{" + ", ".join(f'{axis}: "{n}"' for axis, n in enumerate(guess.shape) if isinstance(n, str)) + "}"
 
 

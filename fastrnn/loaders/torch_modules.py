@@ -44,6 +44,15 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "LogSoftmax": lambda m: "log_softmax" if m.dim is not None else None,
 }
 
+_OTHER_FORMS = {
+    "torch.ao.": "which is quantized; pass the float module that it was made from",
+    "torch.jit.": "which is TorchScript; pass the module that it was made from",
+    "torch.nn.utils.parametrize": "whose weights are computed;"
+    ' torch.nn.utils.parametrize.remove_parametrizations(layer, "weight") stores them',
+}
+"""Package of a class -> what its modules are, and what to do."""
+_REMOVE_HOOKS = "remove them first, as torch.nn.utils.remove_weight_norm(layer) does"
+
 _CONTAINERS = {"Sequential", "ModuleList", "ModuleDict", "ParameterList", "ParameterDict"}
 
 CHAINED = {*RECURRENT, *NOTHING, *PLAIN, *ACTIVATIONS}
@@ -58,18 +67,21 @@ def class_name(module: Any) -> str:
 
 def is_leaf(module: Any) -> bool:
     """Whether a module is a layer of torch.nn or derived from one, and not a container or a module of the user's."""
-    own = [c.__name__ for c in type(module).__mro__ if c.__module__.startswith("torch.nn")]
+    own = [c.__name__ for c in type(module).__mro__ if c.__module__.startswith(("torch.nn", *_OTHER_FORMS))]
     return not _CONTAINERS & set(own[:-1]) and len(own) > 1
 
 
 def refusal(module: Any) -> str:
     """Why a layer cannot be run, or ""."""
     name = class_name(module)
+    for package, what in _OTHER_FORMS.items():
+        if type(module).__module__.startswith(package):
+            return f"{type(module).__name__}, {what}"
     if not name:
         bases = [c.__name__ for c in type(module).__mro__[1:] if c.__name__ in {*RECURRENT, *PLAIN, *MODULES}]
         return f"{type(module).__name__}, " + (f"a subclass of nn.{bases[0]}" if bases else "not a layer of torch.nn")
     if hooks(module):
-        return f"{name} with forward hooks, as weight_norm and spectral_norm set them; remove them first"
+        return f"{name} with forward hooks, as weight_norm and spectral_norm set them; {_REMOVE_HOOKS}"
     if name in RECURRENT or name in NOTHING or name == "Sequential":
         return ""
     if name in ACTIVATIONS:
