@@ -165,25 +165,24 @@ class Model:
         UnsupportedError
             Nodes cannot respect lengths; all of them are named.
         """
-        if self._bare is not None and not (named.keys() - LAYER_OPTIONS) & self._names_taken:
+        if self._bare is not None and not (named and (named.keys() - LAYER_OPTIONS) & self._names_taken):
             return self._bare(*inputs, **named)
-        lengths = named.pop("lengths", None) if "lengths" not in self._names_taken else None
-        feeds = dict(zip(self._input_names, inputs))
+        feeds, lengths = dict(zip(self._input_names, inputs)), None
         if named:
+            if "lengths" not in self._names_taken:
+                lengths = named.pop("lengths", None)
             if twice := sorted(feeds.keys() & named):
                 raise ShapeError(f"given by position and by name: {', '.join(twice)}")
             feeds |= named
-        elif len(inputs) < len(self.inputs) - len(self._optional):
-            raise ShapeError(self._count_message(inputs))
-        if len(inputs) > len(self.inputs):
-            raise ShapeError(self._count_message(inputs))
+        least = 0 if named else len(self.inputs) - len(self._optional)
+        if not least <= len(inputs) <= len(self.inputs):
+            raise ShapeError(
+                f"the model takes {len(self.inputs)} input(s) ({self._names(self.inputs)}), got {len(inputs)}"
+            )
         results = self._run(self._executable, feeds, lengths)
         if self.spec.nested_state:
             return results[0], (tuple(results[1:]) if len(results) > 2 else results[1])
         return results[0] if len(results) == 1 else tuple(results)
-
-    def _count_message(self, inputs: Sequence[Any]) -> str:
-        return f"the model takes {len(self.inputs)} input(s) ({self._names(self.inputs)}), got {len(inputs)}"
 
     def run(
         self, feeds: Mapping[str, Any], outputs: str | Iterable[str] | None = None, lengths: Any = None

@@ -90,7 +90,11 @@ def _padded(tensor: Tensor, place: Place, rows: Sequence[Any]) -> tuple[np.ndarr
     """Sequences as an array of an input, as long as the longest one or as the input always is."""
     batch, time, rank = place
     own = time - (time > batch)
-    sequences = [as_array(row) for row in rows]
+    try:
+        sequences = [as_array(row) for row in rows]
+        dtype = np.result_type(*sequences) if sequences else np.dtype(tensor.dtype)
+    except (TypeError, ValueError) as error:
+        raise ShapeError(f"input {tensor.name!r} is no list of arrays: {error}") from None
     shapes = [list(sequence.shape) for sequence in sequences]
     rest = {(*shape[:own], *shape[own + 1 :]) for shape in shapes}
     if any(len(shape) != rank - 1 for shape in shapes) or len(rest) > 1:
@@ -106,5 +110,4 @@ def _padded(tensor: Tensor, place: Place, rows: Sequence[Any]) -> tuple[np.ndarr
     if max(lengths, default=0) > sizes[own]:
         raise ShapeError(f"input {tensor.name!r} takes {sizes[own]} steps, the longest sequence has {max(lengths)}")
     sizes.insert(batch, len(sequences))
-    dtype = np.result_type(*sequences) if sequences else np.dtype(tensor.dtype)
     return pad(sequences, sizes, dtype, batch, time), lengths

@@ -14,7 +14,7 @@ import fastrnn
 from fastrnn import cli
 from fastrnn.errors import FastrnnError, ShapeError, UnsupportedError
 from fastrnn.graph.lengths import with_lengths
-from fastrnn.spec import ModelSpec, Node, Tensor
+from fastrnn.spec import Graph, ModelSpec, Node, Tensor
 
 END = 2**63 - 1
 LENGTHS = (5, 9, 2, 7, 9, 3)
@@ -267,6 +267,43 @@ def test_numbers_of_steps():
     check(positions, sequences(LENGTHS, 3))
 
 
+def test_what_is_repeated_for_each_step():
+    """As exporters write an expand whose target has -1 in it."""
+    nodes = [
+        Node("reduce", "mean", ("y",), ("pooled",), {"function": "mean", "axes": [1]}),
+        Node("shape", "size", ("x",), ("t",), {"start": 1, "end": 2}),
+        Node("concat", "wanted", ("less", "t", "less"), ("target",)),
+        Node("binary", "is", ("target", "less"), ("unknown",), {"function": "equal"}),
+        Node("where", "size_or_one", ("unknown", "one", "target"), ("shape",)),
+        Node("expand", "repeated", ("pooled", "shape"), ("wide",)),
+        Node("concat", "node", ("y", "wide"), ("out",), {"axis": -1}),
+    ]
+    check(behind(*nodes, constants={"less": [-1], "one": [1]}), sequences(LENGTHS, 3))
+
+
+def test_bodies_do_not_see_lengths():
+    body = Graph([Node("cast", "inner", ("t",), ("count",))], [], [Tensor("count", None)])
+    other = Graph([Node("cast", "other", ("t",), ("number",))], [], [Tensor("number", None)])
+    nodes = [
+        Node("shape", "size", ("y",), ("t",), {"start": 1, "end": 2}),
+        Node("if", "choice", ("which",), ("n",), {}, {}, {"then": body, "else": other}),
+        Node("binary", "node", ("y", "n"), ("out",), {"function": "mul"}),
+    ]
+    first = recurrent("rnn", "x", "y", 3, 4, "gru")
+    inputs = [Tensor("x", (None, None, 3)), Tensor("which", (), "bool")]
+    model = fastrnn.Model(ModelSpec([first, *nodes], inputs, [Tensor("out", None)]))
+    with pytest.raises(UnsupportedError, match="if 'choice' calculates with the length"):
+        model(array(2, 5, 3), True, lengths=[5, 2])
+
+
+def test_plans_with_and_without_lengths_share_one_memory():
+    model = one("gather", {"at": -1}, axis=1)
+    for steps in range(1, 5):
+        model(array(2, steps, 3))
+        model(array(2, steps, 3), lengths=[steps, 1])
+    assert len(model._executable.memory.plans) == 8
+
+
 def test_time_first():
     model = behind(Node("gather", "node", ("y", "at"), ("out",), {"axis": 0}), constants={"at": -1}, batch_first=False)
     check(model, sequences(LENGTHS, 3), batch=1, time=0)
@@ -350,6 +387,9 @@ def test_lengths_that_do_not_fit():
         model([x[0], x[1, :2]], lengths=[6, 2])
     with pytest.raises(ShapeError, match="rank 2, of the same sizes but for axis 0"):
         model([x[0], array(2, 5)])
+    for rows in ([[[1.0, 2.0], [3.0]], [[4.0]]], [x[0], "text"], [x[0], None], [1.0, [2.0]]):
+        with pytest.raises(ShapeError, match="input 'x'"):
+            model(rows)
     with pytest.raises(ShapeError, match="give arrays"):
         model.trace({"x": [x[0], x[1, :2]]})
 

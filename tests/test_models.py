@@ -118,6 +118,8 @@ def test_inputs_and_outputs_by_name():
     assert_bits([model(x=IDS)], [model(IDS)], "by name")
     with pytest.raises(fastrnn.ShapeError, match=r"unknown: ids; missing: x\); the model takes 'x'"):
         model(ids=IDS)
+    with pytest.raises(fastrnn.ShapeError, match=r"unknown: speaker\); the model takes 'x'"):
+        model(IDS, speaker=1)
     with pytest.raises(fastrnn.ShapeError, match="by position and by name: x"):
         model(IDS, x=IDS)
 
