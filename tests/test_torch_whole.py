@@ -277,6 +277,42 @@ def test_other_threads_use_pytorch_meanwhile():
     assert not errors
 
 
+class Waiting(nn.Module):
+    """Its forward waits for another thread to look at PyTorch."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru = nn.GRU(5, 4, batch_first=True)
+        self.look = lambda: None
+
+    def forward(self, x):
+        n = x.size(0)
+        h = self.gru.weight_ih_l0.new_zeros(1, n, 4) + x.new_zeros(n, 4) + self.gru.bias_ih_l0.new_zeros(n, 4)
+        self.look()
+        return self.gru(x, h)[0]
+
+
+def test_tensors_of_other_threads_are_the_same_meanwhile():
+    """While a forward is captured, another thread sees no other torch.Tensor, and its tensors are tensors."""
+    module, seen, inside = Waiting(), [], threading.Lock()
+    before = dict(vars(torch.Tensor))
+    n = torch.tensor(3).item()
+
+    def look():
+        made = torch.ones(2).new_zeros(n, 4)
+        seen.append((dict(vars(torch.Tensor)) == before, type(made), made.shape, torch.ones(2).new(n).shape))
+
+    def wait():
+        with inside:
+            thread = threading.Thread(target=look)
+            thread.start()
+            thread.join()
+
+    module.look = wait
+    check(module, (torch.randn(2, 3, 5),))
+    assert set(seen) == {(True, torch.Tensor, torch.Size([3, 4]), torch.Size([3]))}
+
+
 def test_assertions_are_passed_over():
     """pytest rewrites those of this file, so the class is made from a text."""
     source = """

@@ -11,7 +11,7 @@ import dis
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from operator import attrgetter
+from operator import attrgetter, getitem
 from threading import Lock, get_ident
 from typing import Any
 
@@ -22,7 +22,6 @@ _ONE_AT_A_TIME = Lock()
 _STATIC_ATTRIBUTES = {"ndim", "dtype", "device", "is_cuda", "requires_grad", "layout", "is_sparse", "is_quantized"}
 _STATIC_METHODS = {"dim", "ndimension", "is_floating_point", "is_complex", "get_device", "is_contiguous", "is_cuda"}
 _WRAPPED = ("zeros", "ones", "full", "empty", "arange")
-_METHODS = ("new", "new_zeros", "new_ones", "new_full", "new_empty")
 
 
 class ExampleError(Exception):
@@ -113,6 +112,7 @@ def _instruction(frame: Any) -> list[dis.Instruction]:
 def _tracer_class() -> type:
     torch = sys.modules["torch"]
     from torch import fx
+    from torch.overrides import TorchFunctionMode
 
     class CallProxy(fx.Proxy):
         """A symbolic value that knows its rank and type."""
@@ -144,6 +144,26 @@ def _tracer_class() -> type:
             value = self.node.meta.get("value")
             return len(value) if isinstance(value, (tuple, list)) else super().__len__()
 
+    class SizeProxy(CallProxy, torch.SymInt):
+        """A symbolic number.  PyTorch takes it where it takes whole numbers, and leaves the call to the mode."""
+
+        __torch_function__ = torch._C._disabled_torch_function_impl
+        __hash__ = object.__hash__
+        __int__ = CallProxy.__index__
+
+    class Intercept(TorchFunctionMode):
+        """Calls of this thread on tensors that are no symbols, with sizes that are: ``weight.new_zeros(batch, 4)``."""
+
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            symbols: list[Any] = []
+            fx.node.map_aggregate((args, kwargs), lambda a: symbols.append(a) if isinstance(a, SizeProxy) else a)
+            if not symbols:
+                return function(*args, **(kwargs or {}))
+            name = function.__name__
+            if getattr(torch.Tensor, name, None) is function:
+                return symbols[0].tracer.create_proxy("call_method", name, args, kwargs or {})
+            return symbols[0].tracer.create_proxy("call_function", function, args, kwargs or {})
+
     class CallTracer(fx.Tracer):
         proxy_buffer_attributes = True
 
@@ -166,26 +186,8 @@ def _tracer_class() -> type:
             return (lambda root: root_fn(root, **given)), [self.root]
 
         def trace(self, root: Any, concrete_args: Any = None) -> Any:
-            for name in _METHODS:
-                setattr(torch.Tensor, name, self.method(name))
-            try:
+            with Intercept():
                 return super().trace(root, concrete_args)
-            finally:
-                for name in _METHODS:
-                    delattr(torch.Tensor, name)
-
-        def method(self, name: str) -> Any:
-            """A method of tensors that are no symbols, which may get sizes that are."""
-            original = getattr(torch.Tensor, name)
-
-            def call(tensor: Any, *args: Any, **options: Any) -> Any:
-                symbols: list[Any] = []
-                fx.node.map_aggregate((args, options), lambda a: symbols.append(a) if isinstance(a, fx.Proxy) else a)
-                if not symbols:
-                    return original(tensor, *args, **options)
-                return self.create_proxy("call_method", name, (tensor, *args), options)
-
-            return call
 
         def argument(self, name: str, example: Any) -> Any:
             if isinstance(example, (tuple, list)):
@@ -225,8 +227,16 @@ def _tracer_class() -> type:
             if kind == "call_method" and target in _STATIC_METHODS and not self.blind:
                 return getattr(args[0].node.meta["value"], target)(*args[1:], **kwargs)
             proxy = super().create_proxy(kind, target, args, kwargs, *more, **options)
-            self.value_of(proxy.node)
-            return proxy
+            return SizeProxy(proxy.node, self) if self.is_size(proxy.node) else proxy
+
+        def is_size(self, node: Any) -> bool:
+            """Whether a value is a whole number; where no values are known, whether it is read from a shape."""
+            if not self.blind:
+                return type(self.value_of(node)) is int
+            if node.target is getitem:
+                shape = node.args[0]
+                return shape.target == "size" or (shape.target is getattr and shape.args[1:] == ("shape",))
+            return node.target == "size" and len(node.args) + len(node.kwargs) > 1
 
         def value_of(self, node: Any) -> Any:
             """What PyTorch computes for a node from the example."""
