@@ -144,7 +144,7 @@ def _tracer_class() -> type:
             value = self.node.meta.get("value")
             return len(value) if isinstance(value, (tuple, list)) else super().__len__()
 
-    class SizeProxy(CallProxy, torch.SymInt):
+    class SizeProxy(CallProxy, torch.SymInt):  # type: ignore[name-defined]
         """A symbolic number.  PyTorch takes it where it takes whole numbers, and leaves the call to the mode."""
 
         __torch_function__ = torch._C._disabled_torch_function_impl
