@@ -16,6 +16,7 @@ def as_array(value: Any) -> np.ndarray:
     """A NumPy view of an array-like: ndarray, torch tensor, DLPack object, nested list; of no subclass of ndarray."""
     if isinstance(value, np.ndarray):
         return np.asarray(value)
+    refuse_packed(value)
     if hasattr(value, "detach"):  # a torch tensor; NumPy knows no gradients, other devices, bfloat16, nor lazy signs
         value = value.detach().cpu().resolve_conj().resolve_neg()
         if str(value.dtype) == "torch.bfloat16":
@@ -26,6 +27,15 @@ def as_array(value: Any) -> np.ndarray:
         except (BufferError, RuntimeError, TypeError):
             pass  # not on the CPU, or of a dtype that NumPy has no word for: the array protocol may still know
     return np.asarray(value)
+
+
+def refuse_packed(value: Any) -> None:
+    """Raise ``ShapeError`` for a PackedSequence of PyTorch, which is a tuple and no list of sequences."""
+    if type(value).__name__ == "PackedSequence":
+        raise ShapeError(
+            "this is a PackedSequence; pass the padded sequences and their lengths: `x, lengths ="
+            " torch.nn.utils.rnn.pad_packed_sequence(packed, batch_first=True)`, then `layer(x, lengths=lengths)`"
+        )
 
 
 def c_array(array: Any, dtype: np.dtype[Any]) -> np.ndarray:

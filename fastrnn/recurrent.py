@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import _core, runtime
-from .arrays import F32, as_array, as_float32, check_out
+from .arrays import F32, as_array, as_float32, check_out, refuse_packed
 from .errors import ShapeError, UnsupportedError
 from .float_mode import in_default_mode
 from .layer_store import LayerStore
@@ -228,6 +228,7 @@ class Recurrent(Layer):
             done = self._handle.forward_exact(x, state, out, self.batch_first, self._features, self._threads())
             if done is not None:
                 return done
+        refuse_packed(x)
         if isinstance(x, (list, tuple)) and (not x or np.ndim(x[0]) == 2):
             x, lengths = self._pad(x, lengths, mask)
         x = as_float32(x, "x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -182,3 +183,18 @@ def test_promise_of_errors(shape, isa):
         peers.append(max(np.abs(a - b).max() for a, b in zip(theirs, want, strict=True)))
     bound = max(PEER_FACTOR * max(peers), PEER_FLOOR)
     assert max(ours) <= bound, f"errors {ours}, PyTorch's {peers}, at most {bound:.2e}"
+
+
+def test_a_packed_sequence_is_named():
+    """The error says how to pass it, and that works."""
+    gru = nn.GRU(3, 4, batch_first=True)
+    layer = fastrnn.from_torch(gru)
+    packed = nn.utils.rnn.pack_padded_sequence(torch.randn(2, 5, 3), torch.tensor([5, 2]), batch_first=True)
+    for given in (layer, fastrnn.Sequential(layer), layer.last()):
+        with pytest.raises(fastrnn.ShapeError, match="PackedSequence") as error:
+            given(packed)
+    space = {"torch": torch, "packed": packed, "layer": layer}
+    unpack, call = re.findall("`(.*?)`", str(error.value))
+    exec(unpack, space)
+    _, h = eval(call, space)
+    np.testing.assert_allclose(h, gru(packed)[1].detach(), atol=1e-6)
