@@ -160,10 +160,11 @@ def test_merges(tmp_path, class_name, expected):
 
 @pytest.mark.parametrize(("class_name", "version", "expected"), [
     ("Concatenate", "2.2.4", np.logical_and), ("Add", "2.2.4", np.logical_and), ("Maximum", "2.15.0", np.logical_and),
-    ("Concatenate", "3.0.0", np.logical_or), ("Add", "3.0.0", np.logical_or),
+    ("Concatenate", "3.12.0", np.logical_or), ("Add", "3.4.0", np.logical_or), ("Add", "3.15.0", np.logical_or),
+    ("Add", "3.3.3", lambda a, b: a | True), ("Concatenate", "3.0.0", lambda a, b: a | True),
 ])  # fmt: skip
 def test_masks_of_merges_follow_the_version(tmp_path, class_name, version, expected):
-    """Keras 2 keeps the steps that all parts have, Keras 3 those that any has."""
+    """Keras 2 keeps the steps that all parts have, Keras 3.4 those that any has; between them merges lost masks."""
     layers = [
         entry("a", 4, 2), entry("b", 4, 2), layer("Masking", "m", [ref("a")], mask_value=0.0),
         layer("Masking", "n", [ref("b")], mask_value=0.0), layer(class_name, "y", [ref("m"), ref("n")], axis=-1),

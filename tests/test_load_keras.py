@@ -15,7 +15,7 @@ from tolerances import TWO_FLOAT32
 
 import fastrnn
 from fastrnn import reference
-from fastrnn.errors import FormatError, UnsupportedError
+from fastrnn.errors import FormatError, ShapeError, UnsupportedError
 from fastrnn.loaders.keras import from_object, load_layers, load_spec, load_tensors
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
@@ -607,7 +607,7 @@ def test_gru_without_reset_after_resets_before(tmp_path):
     weights = {"gru/gru/kernel:0": rng.normal(size=(3, 6)), "gru/gru/recurrent_kernel:0": rng.normal(size=(2, 6))}
     spec = load_spec(keras2_file(tmp_path / "m.h5", config, weights | {"gru/gru/bias:0": np.zeros(6)}))
     assert spec.nodes[0].attr("reset_after") is False
-    with pytest.raises(FormatError, match=r"'bias' has shape \(2, 6\)"):
+    with pytest.raises(ShapeError, match=r"'bias' has shape \(2, 6\)"):
         load_spec(keras2_file(tmp_path / "n.h5", config, weights | {"gru/gru/bias:0": np.zeros((2, 6))}))
 
 

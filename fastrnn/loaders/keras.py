@@ -8,7 +8,7 @@ the same as live Keras 3 objects.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,9 @@ def load_spec(path: str | os.PathLike[str], *, config: Any = None, outputs: Iter
     Raises
     ------
     FormatError
-        The file is damaged or hostile, or the configuration does not fit the weights.
+        The file is damaged or hostile, or weights are missing or belong to no layer.
+    ShapeError
+        A weight does not have the shape that the configuration asks for.
     UnsupportedError
         It needs layers or options that are not supported, all of them named; or h5py is not installed.
 
@@ -91,7 +93,7 @@ def load_layers(
 
     Raises
     ------
-    FormatError, UnsupportedError
+    FormatError, ShapeError, UnsupportedError
         As for :func:`load_spec`; also where the file has no such layer.
     """
     with open_checkpoint(path) as checkpoint:
@@ -163,17 +165,21 @@ def from_object(model_or_layer: Any, *, outputs: Iterable[str] | None = None) ->
     if not model_or_layer.built:
         raise UnsupportedError(f"{where} is not built, so it has no weights yet; call it once, or build(input_shape)")
     is_model = config.get("class_name") in MODELS
-    layers = {layer.name: layer for layer in model_or_layer.layers} if is_model else {"": model_or_layer}
-    found = {
-        f"{name}/{variable.path}".lstrip("/"): _live_tensor(variable)
-        for name, layer in layers.items()
-        for variable in layer.weights
-    }
-    weights = LayerWeights(False, found)
+    weights = LayerWeights(False, dict(_live_tensors(model_or_layer, "")))
     with errors_name(where):
         if is_model:
             return build_spec(config, weights, version, where, outputs)
         return layer_spec(config, weights, version, where)
+
+
+def _live_tensors(layer: Any, where: str) -> Iterator[tuple[str, Stored]]:
+    """The weights of a layer, those in models under the names of all models around them."""
+    inside = getattr(layer, "layer", layer)  # of a TimeDistributed
+    if hasattr(inside, "layers"):
+        for part in inside.layers:
+            yield from _live_tensors(part, f"{where}{part.name}/")
+    else:
+        yield from ((f"{where}{variable.path}", _live_tensor(variable)) for variable in layer.weights)
 
 
 def _live_tensor(variable: Any) -> Stored:

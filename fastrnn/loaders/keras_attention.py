@@ -8,7 +8,7 @@ from ..errors import FormatError, UnsupportedError
 from .keras_config import Call, Converted, Value, choice, flag, integer
 from .keras_emit import Emitter
 from .keras_file import LayerWeights
-from .keras_merge import mask_of
+from .keras_masks import check_mask
 
 _MASKED = -1e9
 """What Keras puts where a mask excludes a score."""
@@ -43,7 +43,9 @@ def attention(call: Call) -> Converted:
         if mode == "concat":
             weight = call.weights.take(int(scale is not None), "concat_score_weight", ())
             score = emit.function("affine", score, float(weight))
-    query_mask, value_mask = (_explicit(call, k) or mask_of(x) for k, x in enumerate((query, value)))
+    query_mask, value_mask = call.masks[:2] or (None, None)
+    for given in (query_mask, value_mask):
+        check_mask(given, rank - 1)
     mask = emit.unsqueeze(value_mask, rank - 2) if value_mask else None
     if flag(call.options, "use_causal_mask") or flag(config, "causal"):  # the second one until Keras 2.9
         mask = _and(emit, mask, causal_mask(emit, query, rank - 2, key, rank - 2))
@@ -51,12 +53,8 @@ def attention(call: Call) -> Converted:
     y = emit.matmul(weights, value)
     if query_mask:
         y = emit.where(emit.unsqueeze(query_mask, rank - 1), y, 0.0)
-    y = replace(y, mask=query_mask.name if query_mask else "")
+    y = replace(y, mask=call.kept_mask)
     return emit.done(y, *([weights] if flag(call.options, "return_attention_scores") else []))
-
-
-def _explicit(call: Call, k: int) -> Value | None:
-    return call.masks[k] if k < len(call.masks) else None
 
 
 def _and(emit: Emitter, one: Value | None, other: Value | None) -> Value | None:
@@ -110,14 +108,14 @@ def multi_head_attention(call: Call) -> Converted:
     keys = project(key, "key_dense", "key", size)
     values = project(value, "value_dense", "value", value_size)
     score = emit.matmul(queries, emit.transpose(keys, [0, 1, 3, 2]))
-    mask = _head_mask(call, emit, query, value, key)
+    mask = _head_mask(call, emit, query, key)
     if mask:
         score = emit.where(mask, score, _MASKED)
     weights = emit.softmax(score, 3)
     y = emit.transpose(emit.matmul(weights, values), [0, 2, 1, 3])
     y = emit.reshape(y, [emit.size(y, 0), emit.size(y, 1), heads * value_size])
     return emit.done(
-        replace(_head_output(emit, call.weights, y, (heads, value_size), out[0], bias), mask=query.mask),
+        replace(_head_output(emit, call.weights, y, (heads, value_size), out[0], bias), mask=call.kept_mask),
         *([weights] if flag(call.options, "return_attention_scores") else []),
     )
 
@@ -133,14 +131,12 @@ def _head_output(
     return emit.emit("dense", [y], (*y.known_shape[:-1], kernel.shape[-1]), weights=arrays)
 
 
-def _head_mask(call: Call, emit: Emitter, query: Value, value: Value, key: Value) -> Value | None:
+def _head_mask(call: Call, emit: Emitter, query: Value, key: Value) -> Value | None:
     """What each query may attend to, as (batch, heads, T, S)."""
     mask: Value | None = None
-    if query_mask := mask_of(query):
-        mask = emit.unsqueeze(query_mask, 2)
-    for k, x in enumerate(call.inputs[1:], 1):
-        given = _explicit(call, k) or mask_of(x)
-        mask = _and(emit, mask, emit.unsqueeze(given, 1) if given else None)
+    for k, read in enumerate(call.masks):
+        check_mask(read, 2)
+        mask = _and(emit, mask, emit.unsqueeze(read, 1 if k else 2) if read else None)
     if flag(call.options, "use_causal_mask"):
         mask = _and(emit, mask, causal_mask(emit, query, 1, key, 1))
     if (given := call.options.get("attention_mask")) is not None:

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FormatError, UnsupportedError
+from ..errors import FormatError, ShapeError, UnsupportedError
 from ..spec import GATES, ModelSpec, Node, Tensor
 from .files import name_list, short
 from .keras_config import MODELS, Call, Config, Converted, UnknownShapeError, Value, class_and_config, node, section
 from .keras_file import LayerWeights, Version
-from .keras_graph import MASK, Arguments, Layer, Model, Ref, parse_model, with_refs
+from .keras_graph import MASK, Arguments, Layer, Model, Ref, classes_in, parse_model, refs_in, run_order, with_refs
 from .keras_layers import CONVERTERS, RECURRENT, SEVERAL, UNSUPPORTED, input_value
+from .keras_masks import keeps_mask, masks_of_call, returns_its_input, unmasks
 from .keras_operations import is_operation, operation
 from .limits import MAX_CALL_NODES, MAX_CALLS
 
@@ -129,7 +130,12 @@ class _Graph:
         self.nodes: list[Node] = []
         self.constants: dict[str, np.ndarray] = {}
         self.problems: dict[str, str] = {}
+        self.masks: dict[str, Value | None] = {}  # where another one was attached since the tensor was made
         self._calls = 0
+
+    def mask_of(self, value: Value) -> Value | None:
+        """The mask that is attached to a tensor now."""
+        return self.masks.get(value.identity, value.mask)
 
     def constant(self, name: str, array: np.ndarray) -> Value:
         """A tensor that a layer is called with, and that never changes."""
@@ -156,10 +162,15 @@ class _Graph:
             if complete or not isinstance(error, UnknownShapeError):
                 self.problems[call.name] = f"{layer.class_name} {layer.name!r}: {error}"
             return None
-        except FormatError as error:
+        except (FormatError, ShapeError) as error:
             if not complete:
                 return None
-            raise FormatError(f"{layer.class_name} {layer.name!r}: {error}") from None
+            raise type(error)(f"{layer.class_name} {layer.name!r}: {error}") from None
+        if not returns_its_input(layer.class_name, self.version):
+            made = {name for n in part.nodes for name in n.outputs}
+            for k, value in enumerate(part.values):
+                if value.name not in made:
+                    part.values[k] = replace(value, alias=f"{call.name}:{k}")
         for arrays in (*(n.weights for n in part.nodes), part.constants):
             arrays.update({name: _shared(layer, array) for name, array in arrays.items()})
         self.nodes += part.nodes
@@ -178,7 +189,10 @@ class _Graph:
             raise UnsupportedError(problem or f"it is called with {len(call.inputs)} tensors, expected 1")
         if layer.weights is None:
             raise FormatError("it has no weights")
-        return CONVERTERS[name](call)
+        part = CONVERTERS[name](call)
+        if keeps_mask(name, self.version):
+            part.values[0] = replace(part.values[0], mask=call.kept_mask)
+        return part
 
     def inner(self, name: str) -> Callable[[str, Config, LayerWeights, Value], Converted]:
         """What converts the layer or model that a layer called ``name`` wraps."""
@@ -188,7 +202,8 @@ class _Graph:
             path = f"{name}/{config.get('name') or class_name}"
             if class_name not in MODELS:
                 layer = Layer(path, class_name, config, weights)
-                call = Call(path, class_name, config, weights, self.version, (x,), inner=self.inner(path))
+                call = Call(path, class_name, config, weights, self.version, _unmasked([x]), inner=self.inner(path))
+                call = replace(call, masks=(x.mask,), kept=(x.mask,))
                 return self._converted(layer, call, "")
             model = parse_model({"class_name": class_name, "config": config}, weights)
             nodes, constants, self.nodes, self.constants = self.nodes, self.constants, [], {}
@@ -226,6 +241,7 @@ class _Scope:
         self._graph, self._model, self._prefix = graph, model, prefix
         self._feeds = {ref.layer: value for ref, value in zip(model.inputs, feeds or [])}
         self._values: dict[tuple[str, int], list[Value] | None] = {}
+        self._order = run_order(model) if any(unmasks(name, graph.version) for name in classes_in(model)) else []
 
     @property
     def visited(self) -> set[str]:
@@ -234,7 +250,28 @@ class _Scope:
 
     def evaluate(self, refs: list[Ref]) -> list[Value]:
         """Convert all calls that ``refs`` need and return their values."""
-        pending, opened = [ref[:2] for ref in reversed(refs)], set()
+        if self._order:
+            self._run_in_order(refs)
+        self._run_needed([ref[:2] for ref in reversed(refs)])
+        return [value for ref in refs for value in self.known(ref)]
+
+    def _run_in_order(self, refs: list[Ref]) -> None:
+        """Convert the calls in Keras' order, in which some of them take masks off."""
+        needed, pending = set(), [ref[:2] for ref in refs]
+        while pending:
+            key = pending.pop()
+            if key not in needed:
+                needed.add(key)
+                pending += [ref[:2] for ref in self._call(key).refs]
+        for key in self._order:
+            if key in needed:
+                self._run_needed([key])
+            elif unmasks(self._model.layers[key[0]].class_name, self._graph.version):
+                self._take_masks_off(self._call(key))
+
+    def _run_needed(self, pending: list[tuple[str, int]]) -> None:
+        """Convert these calls, the last one first, and before each of them those that it needs."""
+        opened = set()
         while pending:
             key = pending[-1]
             needed = [] if key in self._values else [ref[:2] for ref in self._call(key).refs]
@@ -247,7 +284,6 @@ class _Scope:
             pending.pop()
             if key not in self._values:
                 self._values[key] = self._run(*key)
-        return [value for ref in refs for value in self.known(ref)]
 
     def known(self, ref: Ref) -> list[Value]:
         """The values of an evaluated reference; none if it was not evaluated, a stand-in if it could not be."""
@@ -259,8 +295,8 @@ class _Scope:
         if ref.tensor is None:
             return values
         if ref.tensor == MASK:
-            shape = values[0].shape
-            return [Value(values[0].mask, shape[:-1] if shape else None, "", "bool")]
+            assert values[0].mask is not None
+            return [values[0].mask]
         if not 0 <= ref.tensor < len(values):
             raise FormatError(f"output {ref.tensor} of layer {short(ref.layer)} is used, it has {len(values)}")
         return [values[ref.tensor]]
@@ -295,19 +331,21 @@ class _Scope:
         for given in arguments.x:
             x += self.known(given) if isinstance(given, Ref) else [graph.constant(f"{full_name}/input_{len(x)}", given)]
         states = [value for ref in arguments.states for value in self.known(ref)]
-        masks = [self.known(mask)[0] if mask else None for mask in arguments.masks]
-        for k, mask in enumerate(masks[: len(x)]):
-            if mask:
-                x[k] = replace(x[k], mask=mask.name)
+        named = [self.known(mask)[0] if mask else None for mask in arguments.masks]
+        attached = [graph.mask_of(value) for value in x]
+        read, kept = masks_of_call(layer.class_name, graph.version, attached, named, bool(states))
         if layer.class_name not in MODELS or arguments.problem:
             parts = (arguments.options, arguments.places)
             options, places = (with_refs(part, lambda ref: self.known(ref)[0]) for part in parts)
             weights = layer.weights or LayerWeights(True, {})
-            call_of = Call(full_name, layer.class_name, layer.config, weights, graph.version, tuple(x), tuple(states))
-            more = {"masks": tuple(masks), "options": options, "arguments": tuple(places)}
-            call_of = replace(call_of, **more, inner=graph.inner(full_name))
+            call_of = Call(full_name, layer.class_name, layer.config, weights, graph.version, _unmasked(x))
+            call_of = replace(call_of, states=tuple(states), masks=read, kept=kept, inner=graph.inner(full_name))
+            call_of = replace(call_of, options=options, arguments=tuple(places))
             complete = all(self._values[ref[:2]] is not None for ref in arguments.refs)
-            return graph.convert(layer, call_of, arguments.problem, complete)
+            values = graph.convert(layer, call_of, arguments.problem, complete)
+            if unmasks(layer.class_name, graph.version):
+                self._take_masks_off(arguments)
+            return values
         if layer.model is None:
             assert layer.weights is not None
             layer.model = parse_model({"class_name": layer.class_name, "config": layer.config}, layer.weights)
@@ -315,7 +353,18 @@ class _Scope:
             raise FormatError(
                 f"model {name!r} is called with {len(x)} tensors, it has {len(layer.model.inputs)} inputs"
             )
-        return _Scope(graph, layer.model, f"{full_name}/", x).evaluate(layer.model.outputs)
+        feeds = [replace(value, mask=mask) for value, mask in zip(x, read, strict=True)]
+        if named:
+            graph.masks |= {value.identity: value.mask for value in feeds if value.mask}
+        return _Scope(graph, layer.model, f"{full_name}/", feeds).evaluate(layer.model.outputs)
+
+    def _take_masks_off(self, arguments: Arguments) -> None:
+        self._graph.masks |= {value.identity: None for ref in refs_in(arguments.x) for value in self.known(ref)}
+
+
+def _unmasked(values: Iterable[Value]) -> tuple[Value, ...]:
+    """Tensors without their masks, which a layer gets one by one."""
+    return tuple(replace(value, mask=None) for value in values)
 
 
 def _select(model: Model, name: str) -> list[Ref]:
@@ -337,7 +386,8 @@ def _name_outputs(nodes: list[Node], names: list[str], values: list[Value]) -> t
     written = {name for n in nodes for name in n.outputs}
     taken = {value.name for name, value in zip(names, values, strict=True) if name == value.name}
     tensors = []
-    for name, value in zip(names, values, strict=True):
+    for k, name in enumerate(names):
+        value = values[k]
         if name != value.name and value.name in written - taken:
             nodes = [_renamed(n, value.name, name) for n in nodes]
             values = [replace(v, name=name) if v.name == value.name else v for v in values]

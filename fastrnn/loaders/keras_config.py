@@ -55,15 +55,21 @@ class UnknownShapeError(UnsupportedError):
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor of the graph; ``mask`` is the name of the tensor that masks its steps, or empty.
+    """A tensor of the graph, and the one that masks its steps, if Keras attaches one to it.
 
-    A mask has all axes of its tensor but the last.
+    A mask has the first axes of its tensor, as a rule all but the last.
     """
 
     name: str
     shape: Shape | None = None
-    mask: str = ""
+    mask: Value | None = None
     dtype: str = "float32"  # or "int64", "bool"
+    alias: str = ""  # what tells Keras' tensors apart, where it made another one and we did not, or the other way round
+
+    @property
+    def identity(self) -> str:
+        """The same for what is one tensor in Keras, whose mask can be taken off or replaced."""
+        return self.alias or self.name
 
     @property
     def features(self) -> int | None:
@@ -89,9 +95,9 @@ class Value:
 class Call:
     """One call of one layer.
 
-    ``name`` is that of its node and of its first output.  ``masks`` are those that the call names, besides those that
-    come with the tensors; ``options`` are its other arguments, ``arguments`` those of an operation by place; tensors in
-    them are values.
+    ``name`` is that of its node and of its first output.  ``inputs`` have no masks: ``masks`` are those that the layer
+    reads, ``kept`` those that its outputs' are made of, one for each input or none at all.  ``options`` are its other
+    arguments, ``arguments`` those of an operation by place; tensors in them are values.
     """
 
     name: str
@@ -102,6 +108,7 @@ class Call:
     inputs: tuple[Value, ...]
     states: tuple[Value, ...] = ()
     masks: tuple[Value | None, ...] = ()
+    kept: tuple[Value | None, ...] = ()
     options: Config = field(default_factory=dict)
     arguments: tuple[Any, ...] = ()
     inner: Callable[[str, Config, LayerWeights, Value], Converted] | None = None  # converts a layer or model inside
@@ -110,6 +117,16 @@ class Call:
     def x(self) -> Value:
         """The tensor, or the first one."""
         return self.inputs[0]
+
+    @property
+    def mask(self) -> Value | None:
+        """The mask of the first tensor that the layer reads."""
+        return self.masks[0] if self.masks else None
+
+    @property
+    def kept_mask(self) -> Value | None:
+        """The mask of the first output of a layer that keeps steps."""
+        return self.kept[0] if self.kept else None
 
 
 @dataclass

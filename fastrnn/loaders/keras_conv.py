@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import FormatError, UnsupportedError
 from .keras_config import Call, Config, Converted, Shape, Value, activation_of, choice, flag, integer, integers
 from .keras_emit import Emitter
-from .keras_merge import mask_of
+from .keras_masks import check_mask
 
 Pads = tuple[list[int], list[int]]
 
@@ -38,7 +38,7 @@ def enter(emit: Emitter, call: Call) -> tuple[Value, int]:
 
 
 def leave(emit: Emitter, call: Call, y: Value) -> Converted:
-    """The finished call, its output in the layer's own data format; Keras keeps no mask."""
+    """The finished call, its output in the layer's own data format."""
     return emit.done(y if channels_first(call.config) else emit.move(y, 1, len(y.known_shape) - 1))
 
 
@@ -249,9 +249,9 @@ def global_pool(call: Call) -> Converted:
     x = call.x if call.x.shape is not None else replace(call.x, shape=(None,) * (rank + 2))
     first = 2 if channels_first(call.config) else 1
     axes, keepdims = list(range(first, first + rank)), flag(call.config, "keepdims")
-    mask = mask_of(x)
-    if call.class_name == "GlobalAveragePooling1D" and mask:
-        mask = emit.unsqueeze(mask, 3 - first)
+    if call.class_name == "GlobalAveragePooling1D" and call.mask:
+        check_mask(call.mask, 2)
+        mask = emit.unsqueeze(call.mask, 3 - first)
         total = emit.reduce("sum", emit.where(mask, x, 0.0), axes, keepdims)
         count = emit.reduce("sum", emit.cast(mask, "float32"), axes, keepdims)
         return emit.done(emit.binary("div", total, count))

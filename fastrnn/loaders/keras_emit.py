@@ -85,7 +85,7 @@ class Emitter:
             raise UnsupportedError(f"a tensor of {len(shape)} axes, at most {MAX_RANK} are supported")
         name = self._new(op)
         self._nodes.append(node(op, name, tuple(x.name for x in inputs), (name,), attrs, dict(weights or {})))
-        return Value(name, shape, "", kind or inputs[0].dtype)
+        return Value(name, shape, None, kind or inputs[0].dtype)
 
     def split(self, x: Value, axis: int, sizes: Sequence[int | None]) -> list[Value]:
         """Parts of ``x``; sizes that are not known are equal."""
@@ -94,7 +94,7 @@ class Emitter:
         attrs = {"axis": axis, "sizes": None if None in sizes else list(sizes)}
         self._nodes.append(node("split", name, (x.name,), names, attrs))
         return [
-            Value(part, (*shape[:axis], n, *shape[axis + 1 :]), "", x.dtype)
+            Value(part, (*shape[:axis], n, *shape[axis + 1 :]), None, x.dtype)
             for part, n in zip(names, sizes, strict=True)
         ]
 
@@ -107,7 +107,7 @@ class Emitter:
             array = array.astype(np.int64)
         name = self._new("constant")
         self._constants[name] = array
-        return Value(name, array.shape, "", str(array.dtype))
+        return Value(name, array.shape, None, str(array.dtype))
 
     def _new(self, what: str) -> str:
         rank, self._counts[what] = self._counts[what], self._counts[what] + 1

@@ -19,6 +19,7 @@ import contextlib
 import json
 import os
 import re
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FormatError, UnsupportedError
+from ..errors import FastrnnError, FormatError, ShapeError, UnsupportedError
 from . import archive
 from .archive import Member
 from .files import Data, File, name_list, short
@@ -41,6 +42,8 @@ OPTIMIZER_GROUPS = ("optimizer", "optimizer_weights")
 """Groups at the root of an HDF5 file that hold the state of an optimizer: not part of the model."""
 
 _MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
+_UNNAMED = ("Functional", "Model", "Sequential", "TimeDistributed")
+"""Layers whose weights Keras 3 may name as if they stood outside: they were built before these were called."""
 _CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # the second one is that of TensorFlow 2.12 to 2.15
 
 
@@ -54,9 +57,9 @@ class Version:
 
     @classmethod
     def parse(cls, text: str | None) -> Version:
-        """The version from its text; Keras 3 leaves it out of ``to_json()`` and of ``.weights.h5`` files."""
+        """The version from its text; Keras 3, then the newest, leaves it out of ``to_json()`` and ``.weights.h5``."""
         if text is None:
-            return cls(3, 0, False)
+            return cls(3, sys.maxsize, False)
         found = re.match(r"(\d{1,3})\.(\d{1,3})(?:\.|$)", text)
         if not found:
             raise FormatError(f"keras_version is {short(text)}, expected something like '3.1.0'; the file is damaged")
@@ -64,6 +67,12 @@ class Version:
         if major < 2:
             raise UnsupportedError(f"the model was saved by Keras {text}; load and save it with Keras 2 or 3")
         return cls(major, minor, (major, minor) < (2, 4) and not text.endswith("-tf"))
+
+    def __lt__(self, version: tuple[int, int]) -> bool:
+        return (self.major, self.minor) < version
+
+    def __ge__(self, version: tuple[int, int]) -> bool:
+        return not self < version
 
 
 @dataclass
@@ -94,8 +103,9 @@ class LayerWeights:
         Without a name the part is no level of its own in a file that names its weights.
         """
         found = self.found
-        if self.by_path:
-            found = {key[len(path) + 1 :]: value for key, value in found.items() if key.startswith(path + "/")}
+        if self.by_path:  # Keras 2 has private attributes where Keras 3 writes their public names
+            own = {key.removeprefix("_"): key for key in found if key.startswith((f"{path}/", f"_{path}/"))}
+            found = {key[len(path) + 1 :]: found[full] for key, full in own.items()}
         elif name:
             levels = {key: f"/{key}/".find(f"/{name}/") for key in found}
             first = min((f"/{key}"[:at].count("/") for key, at in levels.items() if at >= 0), default=0)
@@ -120,7 +130,7 @@ class LayerWeights:
             raise FormatError(f"weight {label!r} is missing; its weights in the file: {have}")
         if not any(_fits(stored.shape, shape) for shape in shapes):
             wanted = " or ".join(str(shape).replace("None", "any") for shape in shapes)
-            raise FormatError(
+            raise ShapeError(
                 f"weight {label!r} has shape {stored.shape}, its configuration asks for {wanted};"
                 " do the configuration and the weights belong together?"
             )
@@ -151,6 +161,8 @@ def layer_weights(layers: list[tuple[str, str]], model: LayerWeights, is_top: bo
         rank, ranks[snake] = ranks[snake], ranks[snake] + 1
         if not model.by_path:
             part = model.top(name) if is_top else model.part("", name)
+            if not part.found and class_name in _UNNAMED:
+                part = model
         elif container == _CONTAINERS[0]:
             part = model.part(f"{container}/{snake}_{rank}" if rank else f"{container}/{snake}")
         else:  # versions count differently there, but all of them count upwards
@@ -207,7 +219,7 @@ def errors_name(where: str) -> Iterator[None]:
     """Put the name of a file or object in front of the text of errors."""
     try:
         yield
-    except (FormatError, UnsupportedError) as error:
+    except FastrnnError as error:
         if not str(error).startswith(where):
             error.args = (f"{where}: {error}",)
         raise

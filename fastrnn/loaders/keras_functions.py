@@ -284,5 +284,6 @@ FUNCTIONS: dict[str, Callable[..., Value | list[Value]]] = {
     "AddN": _add_n,
     "Shape": _shape,
     "Identity": _identity,
+    "ConvertToTensor": _identity,
 }  # fmt: skip
 """Operation of Keras 3, or one of ours: ``function(emit, *arguments)``, with the names that Keras 3 gives them."""

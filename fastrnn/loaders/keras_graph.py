@@ -75,11 +75,12 @@ class Arguments:
     masks: list[Ref | None] = field(default_factory=list)  # of each x; empty where none is given
     options: dict[str, Any] = field(default_factory=dict)  # other arguments by name
     places: list[Any] = field(default_factory=list)  # those of an operation
+    order: list[Ref] = field(default_factory=list)  # all references, in the order in which Keras meets them
     problem: str = ""  # why the call is not supported
 
     def subtract(self, offsets: dict[str, int]) -> None:
         """Count the calls of some layers from another number."""
-        for part in ("x", "states", "masks", "options", "places"):
+        for part in ("x", "states", "masks", "options", "places", "order"):
             setattr(self, part, with_refs(getattr(self, part), lambda ref: ref.minus(offsets)))
 
     @property
@@ -217,6 +218,47 @@ def _find_masks(model: Model) -> None:
             setattr(given, part, with_refs(getattr(given, part), maker))
 
 
+def classes_in(model: Model) -> set[str]:
+    """The classes of the layers of a model and of those nested in it."""
+    found, pending = set(), [dict(layer.config) | {"class_name": layer.class_name} for layer in model.layers.values()]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            found |= {item["class_name"]} if isinstance(item.get("class_name"), str) else set()
+            pending += item.values()
+        elif isinstance(item, list):
+            pending += item
+    return found
+
+
+def run_order(model: Model) -> list[tuple[str, int]]:
+    """The calls in the order in which Keras 3 makes them: by their distance to the outputs.
+
+    The order among those of the same distance is that in which they are met on the way back from the outputs, as in
+    ``keras.src.ops.function.map_graph``.
+    """
+    forward: list[tuple[str, int]] = []  # each call behind those that it needs
+    parents: dict[tuple[str, int], list[tuple[str, int]]] = {}
+    pending: list[tuple[tuple[str, int], bool]] = [(ref[:2], False) for ref in reversed(model.outputs)]
+    while pending:
+        key, is_complete = pending.pop()
+        if is_complete:
+            forward.append(key)
+        elif key not in parents:
+            given = model.arguments.get(key)
+            parents[key] = [ref[:2] for ref in given.order] if given else []
+            pending.append((key, True))
+            pending += [(parent, False) for parent in reversed(parents[key])]
+    depths: dict[tuple[str, int], int] = {}
+    of_layers: dict[str, int] = {}
+    for key in reversed(forward):
+        depth = max(depths.setdefault(key, 0), of_layers.get(key[0], 0))
+        depths[key] = of_layers[key[0]] = depth
+        for parent in parents[key]:
+            depths[parent] = max(depth + 1, depths.get(parent, 0))
+    return sorted(depths, key=lambda key: -depths[key])
+
+
 def _operation(model: Model, kind: str, ref: Any) -> Arguments | None:
     """What an operation of Keras 3 gets, if ``ref`` is its result."""
     layer = model.layers.get(ref.layer) if isinstance(ref, Ref) else None
@@ -244,8 +286,9 @@ def _arguments(call: Any, layer: Layer) -> Arguments:
         args, kwargs = _keras3_call(call, layer)
     else:
         args, kwargs = _keras2_call(call, layer)
+    order = refs_in([args, [kwargs[key] for key in sorted(kwargs)]])
     if is_operation(layer.class_name):
-        return Arguments([], places=args, options=kwargs)
+        return Arguments([], places=args, options=kwargs, order=order)
     names = _PARAMETERS.get(
         "RNN" if layer.class_name in RECURRENT else layer.class_name, ("inputs", "training", "mask")
     )
@@ -261,7 +304,7 @@ def _arguments(call: Any, layer: Layer) -> Arguments:
     problem = ""
     if not all(isinstance(item, Ref) for item in (*states, *_flat(mask))):
         problem = "it is called with a mask or states that are constants; make them inputs"
-    if isinstance(mask, list) and len(mask) == len(x) and all(item is None or isinstance(item, Ref) for item in mask):
+    if isinstance(mask, list) and len(mask) <= len(x) and all(item is None or isinstance(item, Ref) for item in mask):
         masks = mask if any(mask) else []
     else:
         masks = list(refs_in(mask))
@@ -274,8 +317,9 @@ def _arguments(call: Any, layer: Layer) -> Arguments:
         problem = f"it is called with the arguments {name_list(others)}, which are not supported"
     options = {key: value for key, value in given.items() if value is not None}
     if problem:  # only what it needs is of interest
-        return Arguments([*refs_in(x), *refs_in(states), *refs_in(masks), *refs_in(options)], problem=problem)
-    return Arguments(x, states, masks, options)
+        x = [*refs_in(x), *refs_in(states), *refs_in(masks), *refs_in(options)]
+        return Arguments(x, order=order, problem=problem)
+    return Arguments(x, states, masks, options, order=order)
 
 
 def _keras3_call(call: dict[str, Any], layer: Layer) -> tuple[list[Any], dict[str, Any]]:

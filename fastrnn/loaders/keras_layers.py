@@ -65,7 +65,7 @@ def dense(call: Call) -> Converted:
     if flag(config, "use_bias", call.weights.shape(1, "bias") is not None):
         weights["bias"] = call.weights.take(1, "bias", (units,))
     attrs = {"activation": activation_of(config.get("activation"), call.version)}
-    y = Value(call.name, (*x.shape[:-1], units) if x.shape else None, x.mask)
+    y = Value(call.name, (*x.shape[:-1], units) if x.shape else None)
     return Converted([node("dense", call.name, (x.name,), (y.name,), attrs, weights)], [y])
 
 
@@ -76,18 +76,19 @@ def embedding(call: Call) -> Converted:
         config = {"input_dim": stored[0], "output_dim": stored[1], **config}
     rows, size = integer(config, "input_dim"), integer(config, "output_dim")
     weights = {"weight": call.weights.take(0, "embeddings", (rows, size))}
-    mask = f"{call.name}/mask" if flag(config, "mask_zero") else ""
+    mask = Value(f"{call.name}/mask", call.x.shape, None, "bool") if flag(config, "mask_zero") else None
     y = Value(call.name, (*call.x.shape, size) if call.x.shape else None, mask)
-    outputs = (y.name, mask) if mask else (y.name,)
-    nodes = [node("embedding", call.name, (call.x.name,), outputs, {"mask_zero": bool(mask)}, weights)]
+    outputs = (y.name, mask.name) if mask else (y.name,)
+    nodes = [node("embedding", call.name, (call.x.name,), outputs, {"mask_zero": mask is not None}, weights)]
     return Converted(nodes, [y])
 
 
 def masking(call: Call) -> Converted:
     """Masking: steps whose features all equal mask_value are masked, and zero."""
-    y = Value(call.name, call.x.shape, f"{call.name}/mask")
+    mask = Value(f"{call.name}/mask", call.x.shape[:-1] if call.x.shape else None, None, "bool")
     attrs = {"mask_value": number(call.config, "mask_value", 0.0)}
-    return Converted([node("masking", call.name, (call.x.name,), (y.name, y.mask), attrs)], [y])
+    nodes = [node("masking", call.name, (call.x.name,), (call.name, mask.name), attrs)]
+    return Converted(nodes, [Value(call.name, call.x.shape, mask)])
 
 
 def activation(call: Call) -> Converted:
@@ -97,7 +98,8 @@ def activation(call: Call) -> Converted:
     value = activation_layer(call.class_name, call.config, call.version)
     if spec_activation(value)[0] in ROW_ACTIVATIONS and call.x.shape is not None and len(call.x.shape) < 2:
         raise FormatError(f"softmax over an input of shape {call.x.shape}; the configuration is inconsistent")
-    y = replace(call.x, name=call.name, dtype="float32")
+    alias = call.x.identity if value == "linear" else ""
+    y = replace(call.x, name=call.name, dtype="float32", alias=alias)
     return Converted([node("activation", call.name, (call.x.name,), (y.name,), {"activation": value})], [y])
 
 
@@ -110,7 +112,7 @@ def _relu(call: Call) -> Converted | None:
     emit, x = Emitter(call.name), call.x
     above = x if top is None else emit.binary("min", x, number(config, "max_value", 0.0))
     below = emit.function("affine", x, slope, -slope * threshold)
-    return emit.done(replace(emit.where(emit.binary("greater_equal", x, threshold), above, below), mask=x.mask))
+    return emit.done(emit.where(emit.binary("greater_equal", x, threshold), above, below))
 
 
 def nothing(call: Call) -> Converted:
@@ -125,23 +127,40 @@ def time_distributed(call: Call) -> Converted:
     if shape is not None and len(shape) < 3:
         raise FormatError(f"its input has shape {shape}, expected at least 3 axes; the configuration is inconsistent")
     rest = None if shape is None else (shape[0], *shape[2:])
+    step_mask = call.mask and replace(call.mask, shape=call.mask.shape and (None, *call.mask.shape[2:]))
     if class_name in _LAST_AXIS or (class_name == "LayerNormalization" and _is_trailing(config, rest)):
-        x = replace(call.x, shape=rest)
-        part = CONVERTERS[class_name](replace(call, class_name=class_name, config=config, weights=weights, inputs=(x,)))
+        inside = replace(call, class_name=class_name, config=config, weights=weights, masks=(step_mask,))
+        part = CONVERTERS[class_name](replace(inside, inputs=(replace(call.x, shape=rest),)))
         (y,) = part.values
-        part.values = [replace(y, shape=None if shape is None or y.shape is None else (*shape[:2], *y.shape[1:]))]
+        shape = None if shape is None or y.shape is None else (*shape[:2], *y.shape[1:])
+        part.values = [replace(y, shape=shape, mask=call.kept_mask)]
         return part
     if class_name not in CONVERTERS and class_name not in MODELS:
         raise UnsupportedError(f"it wraps a layer of class {short(class_name)}, which is not supported")
     assert call.inner is not None
     emit, x = Emitter(call.name), call.x
-    rows = emit.reshape(x, [-1, *(emit.size(x, k) for k in range(2, len(x.known_shape)))])
+    rows = replace(_each_step(emit, x), mask=call.mask and _each_step(emit, call.mask))
     values = emit.include(call.inner(class_name, config, weights, rows))
     if len(values) != 1:
         raise UnsupportedError(f"it wraps a layer of {len(values)} outputs; wrap layers of one")
-    y, *_ = values
-    dims = [emit.size(x, 0), emit.size(x, 1), *(emit.size(y, k) for k in range(1, len(y.known_shape)))]
-    return emit.done(replace(emit.reshape(y, dims), mask=x.mask))
+    (y,) = values
+    mask = call.kept_mask
+    if call.version.major < 3 and y.mask:  # the mask that the layer inside attaches, at each step
+        mask = _all_steps(emit, x, y.mask)
+    elif call.version.major < 3 and mask and len(mask.known_shape) > 2:
+        mask = emit.reduce("any", mask, range(2, len(mask.known_shape)))
+    return emit.done(replace(_all_steps(emit, x, y), mask=mask))
+
+
+def _each_step(emit: Emitter, x: Value) -> Value:
+    """A tensor (batch, time, ...) as a batch of all steps."""
+    return emit.reshape(x, [-1, *(emit.size(x, k) for k in range(2, len(x.known_shape)))])
+
+
+def _all_steps(emit: Emitter, x: Value, rows: Value) -> Value:
+    """A batch of all steps of ``x`` as (batch, time, ...)."""
+    dims = [emit.size(x, 0), emit.size(x, 1), *(emit.size(rows, k) for k in range(1, len(rows.known_shape)))]
+    return emit.reshape(rows, dims)
 
 
 def _is_trailing(config: Config, shape: Shape | None) -> bool:
@@ -236,4 +255,4 @@ def input_value(name: str, config: Config) -> Value:
     shape = config.get("batch_shape", config.get("batch_input_shape"))  # Keras 3, Keras 2
     stated = str(config.get("dtype"))
     dtype = "bool" if stated == "bool" else "int64" if stated.startswith(("int", "uint")) else "float32"
-    return Value(name, None if shape is None else shape_of(shape, "the shape of the input"), "", dtype)
+    return Value(name, None if shape is None else shape_of(shape, "the shape of the input"), None, dtype)

@@ -11,12 +11,8 @@ from ..errors import FormatError
 from .files import short
 from .keras_config import Call, Converted, Value, axis_of, flag
 from .keras_emit import Emitter, Operand
-
-
-def mask_of(x: Value) -> Value | None:
-    """The mask of a tensor as a value."""
-    return Value(x.mask, None if x.shape is None else x.shape[:-1], "", "bool") if x.mask else None
-
+from .keras_file import Version
+from .keras_masks import Masks, check_mask
 
 _MERGES = {"Add": "add", "Subtract": "sub", "Multiply": "mul", "Average": "add", "Maximum": "max", "Minimum": "min"}
 
@@ -27,46 +23,48 @@ def merge(call: Call) -> Converted:
     if call.class_name == "Subtract" and count != 2:
         raise FormatError(f"it is called with {count} tensors, expected 2; the configuration is inconsistent")
     ranks = [None if x.shape is None else len(x.shape) for x in call.inputs]
-    known = [rank for rank in ranks if rank is not None]
+    rank = max((rank for rank in ranks if rank is not None), default=None)
+    whole = [own in (None, rank) for own in ranks]
     inputs = [
-        x
-        if rank is None or rank == max(known)
-        else replace(emit.unsqueeze(x, *range(1, 1 + max(known) - rank)), mask=x.mask)
-        for x, rank in zip(call.inputs, ranks, strict=True)
+        x if fits or own is None or rank is None else emit.unsqueeze(x, *range(1, 1 + rank - own))
+        for x, own, fits in zip(call.inputs, ranks, whole, strict=True)
     ]
-    y, total = inputs[0], mask_of(inputs[0])
-    by_mask = call.version.major > 2  # Keras 2 merges masked steps as all others
-    if call.class_name == "Multiply" and by_mask:
-        inputs = [_unless_masked(emit, x, x, 1.0) for x in inputs]
-        y = inputs[0]
-    for x in inputs[1:]:
-        mask = mask_of(x)
-        if call.class_name in ("Maximum", "Minimum") and by_mask:
-            x, y = _unless_masked(emit, x, x, y), (_under(emit, total, y, x) if total else y)
+    masks: Masks = call.kept or (None,) * count
+    if call.version >= (3, 4):  # others merge masked steps as all steps
+        read = [mask if fits else None for mask, fits in zip(masks, whole, strict=True)]  # reshaped tensors have none
+    else:
+        read = [None] * count
+    for mask in read:
+        check_mask(mask, (rank or 0) - 1)
+    if call.class_name == "Multiply":
+        inputs = [_unless_masked(emit, x, mask, 1.0) for x, mask in zip(inputs, read, strict=True)]
+    y, total = inputs[0], read[0]
+    for x, mask in zip(inputs[1:], read[1:], strict=True):
+        if call.class_name in ("Maximum", "Minimum"):
+            x = _unless_masked(emit, x, mask, y)
+            y = _unless_masked(emit, y, total, x)
         y = emit.binary(_MERGES[call.class_name], y, x)
         total = emit.binary("or", total, mask) if total and mask else None
-    if call.class_name == "Multiply" and by_mask and total:
-        y = _under(emit, total, y, 0.0)
+    if call.class_name == "Multiply":
+        y = _unless_masked(emit, y, total, 0.0)
     if call.class_name == "Average":
         y = emit.function("affine", y, 1 / count)
-    mask = total if call.version.major > 2 else _all_masks(emit, [mask for x in inputs if (mask := mask_of(x))])
-    return emit.done(replace(y, mask=mask.name if mask else ""))
+    return emit.done(replace(y, mask=_merged_mask(emit, call.version, masks, total)))
 
 
-def _under(emit: Emitter, mask: Value, a: Operand, b: Operand) -> Value:
-    """``a`` at the steps of a mask, ``b`` at the others."""
-    return emit.where(emit.unsqueeze(mask, len(mask.known_shape)), a, b)
+def _merged_mask(emit: Emitter, version: Version, masks: Masks, union: Value | None) -> Value | None:
+    """The mask of a merge: steps that all masks have in Keras 2, that any of them has, if all are there, in Keras 3."""
+    given = [mask for mask in masks if mask]
+    if version.major < 3:
+        return reduce(lambda a, b: emit.binary("and", a, b), given) if given else None
+    if union is None and len(given) == len(masks):
+        union = reduce(lambda a, b: emit.binary("or", a, b), given)
+    return union
 
 
-def _unless_masked(emit: Emitter, x: Value, a: Operand, b: Operand) -> Value:
-    """``a``, but ``b`` where ``x`` is masked; it keeps the mask."""
-    mask = mask_of(x)
-    return replace(_under(emit, mask, a, b), mask=x.mask) if mask else x
-
-
-def _all_masks(emit: Emitter, masks: Sequence[Value]) -> Value | None:
-    """Steps that no mask excludes."""
-    return reduce(lambda a, b: emit.binary("and", a, b), masks) if masks else None
+def _unless_masked(emit: Emitter, x: Value, mask: Value | None, other: Operand) -> Value:
+    """``x``, but ``other`` where ``x`` is masked."""
+    return emit.where(emit.unsqueeze(mask, len(mask.known_shape)), x, other) if mask else x
 
 
 def concatenate(call: Call) -> Converted:
@@ -77,21 +75,16 @@ def concatenate(call: Call) -> Converted:
         raise FormatError("it is called with tensors of several ranks; the configuration is inconsistent")
     axis = axis_of(axis, rank)
     y = emit.concat(call.inputs, axis)
-    masks = [mask_of(x) for x in call.inputs]
+    masks: Masks = call.kept or (None,) * len(call.inputs)
+    for given in masks:
+        check_mask(given, rank - 1)
     mask = None
-    if any(masks):
-        if axis == rank - 1:
-            given = [mask for mask in masks if mask]
-            if call.version.major < 3:
-                mask = _all_masks(emit, given)
-            elif len(given) == len(masks):
-                mask = reduce(lambda a, b: emit.binary("or", a, b), given)
-            else:  # a part without a mask has all steps
-                mask = _all_steps(emit, y)
-        else:
-            parts = [m or _all_steps(emit, x) for m, x in zip(masks, call.inputs, strict=True)]
-            mask = emit.concat(parts, axis)
-    return emit.done(replace(y, mask=mask.name if mask else ""))
+    if any(masks) and axis != rank - 1:
+        parts = [m or _all_steps(emit, x) for m, x in zip(masks, call.inputs, strict=True)]
+        mask = emit.concat(parts, axis)
+    elif any(masks):  # a part without a mask has all steps
+        mask = _merged_mask(emit, call.version, masks, None) or _all_steps(emit, y)
+    return emit.done(replace(y, mask=mask))
 
 
 def _all_steps(emit: Emitter, x: Value) -> Value:

@@ -38,7 +38,7 @@ def layer_normalization(call: Call) -> Converted:
         gamma = call.weights.take(0, "gamma", shape)
         centred = emit.binary("sub", x, emit.reduce("mean", x, axes, keepdims=True))
         y = emit.binary("mul", _over_root(emit, x, centred, axes, eps), _spread(gamma, axes, rank))
-        return emit.done(replace(y, mask=x.mask))
+        return emit.done(y)
     weights = _weights(call, shape)
     order = [*(k for k in range(rank) if k not in axes), *axes]
     inside = x if x.shape is None else emit.transpose(x, order)
@@ -46,7 +46,7 @@ def layer_normalization(call: Call) -> Converted:
     y = emit.emit("layer_norm", [inside], inside.shape, "float32", weights=weights, **attrs)
     if x.shape is not None:
         y = emit.transpose(y, [order.index(k) for k in range(rank)])
-    return emit.done(replace(y, mask=x.mask))
+    return emit.done(y)
 
 
 def _over_root(emit: Emitter, x: Value, deviation: Value, axes: Sequence[int], eps: float) -> Value:
@@ -76,7 +76,7 @@ def unit_normalization(call: Call) -> Converted:
     """UnitNormalization: over the length."""
     emit, x = Emitter(call.name), call.x
     y = l2_normalized(emit, x, axes_of(call.config.get("axis", -1), len(x.known_shape)), 1e-12)
-    return emit.done(replace(y, mask=x.mask))
+    return emit.done(y)
 
 
 def group_normalization(call: Call) -> Converted:
@@ -96,7 +96,7 @@ def group_normalization(call: Call) -> Converted:
     for name, function in (("weight", "mul"), ("bias", "add")):
         if name in weights:
             y = emit.binary(function, y, weights[name].reshape(channels, *(1,) * (rank - 2)))
-    return emit.done(replace(emit.move(y, 1, axis), mask=x.mask))
+    return emit.done(emit.move(y, 1, axis))
 
 
 def batch_normalization(call: Call) -> Converted:
@@ -124,7 +124,7 @@ def batch_normalization(call: Call) -> Converted:
     emit = Emitter(call.name)
     inside = emit.move(x, axis, len(x.known_shape) - 1)
     y = emit.emit("batch_norm", [inside], inside.shape, "float32", weights=weights, **attrs)
-    return emit.done(replace(emit.move(y, len(x.known_shape) - 1, axis), mask=x.mask))
+    return emit.done(emit.move(y, len(x.known_shape) - 1, axis))
 
 
 def normalization(call: Call) -> Converted:
@@ -148,7 +148,7 @@ def normalization(call: Call) -> Converted:
         y = emit.binary("add", emit.binary("mul", emit.cast(x, "float32"), deviation), mean)
     else:
         y = emit.binary("div", emit.binary("sub", emit.cast(x, "float32"), mean), deviation)
-    return emit.done(replace(y, mask=x.mask))
+    return emit.done(y)
 
 
 def rescaling(call: Call) -> Converted:
@@ -159,7 +159,7 @@ def rescaling(call: Call) -> Converted:
     else:
         scale, offset = (_numbers(config.get(key, 0.0), key) for key in ("scale", "offset"))
         y = emit.binary("add", emit.binary("mul", emit.cast(call.x, "float32"), scale), offset)
-    return emit.done(replace(y, mask=call.x.mask))
+    return emit.done(y)
 
 
 def _numbers(value: object, key: str) -> np.ndarray:
@@ -174,14 +174,14 @@ def prelu(call: Call) -> Converted:
     axes = axes_of(shared, rank) if shared not in (None, []) else []
     shape = tuple(1 if k in axes else n for k, n in enumerate(x.known_shape) if k)
     y = emit.binary("prelu", x, call.weights.take(0, "alpha", shape))
-    return emit.done(replace(y, mask=x.mask))
+    return emit.done(y)
 
 
 def softmax(call: Call) -> Converted:
     """Softmax over any axes; a mask of the shape of the tensor leaves elements out."""
     emit, x, axis = Emitter(call.name), call.x, call.config.get("axis", -1)
-    mask = call.masks[0] if call.masks else None
-    if (x.mask and mask is None) or (mask and len(mask.known_shape) != len(x.known_shape)):
+    mask = call.mask
+    if mask and len(mask.known_shape) != len(x.known_shape):
         raise UnsupportedError("it gets a mask of steps, with which it excludes features; use Activation('softmax')")
     if axis in (-1, [-1]) and mask is None:
         value = activation_layer(call.class_name, {}, call.version)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..errors import FastrnnError, FormatError, UnsupportedError
@@ -17,6 +18,7 @@ from .keras_config import Call, Config, Converted
 from .keras_emit import Emitter
 from .keras_file import parse_json
 from .keras_functions import FUNCTIONS
+from .keras_masks import SAME_TENSOR
 from .keras_moves import whole_numbers
 
 TF_LAYERS = ("TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer")
@@ -66,7 +68,8 @@ def operation(call: Call) -> Converted:
         if isinstance(error, FastrnnError):
             raise
         raise UnsupportedError(f"an operation on other arguments than is known ({short(str(error))})") from None
-    return emit.done(*(result if isinstance(result, list) else [result]))
+    results = result if isinstance(result, list) else [result]
+    return emit.done(*(value if name in SAME_TENSOR else replace(value, mask=None) for value in results))
 
 
 def _named(call: Call) -> tuple[str, list[Any], dict[str, Any]]:
@@ -85,7 +88,7 @@ def _named(call: Call) -> tuple[str, list[Any], dict[str, Any]]:
 
 _SAME = {
     "TrueDivide": "Divide", "Amax": "Max", "Amin": "Min", "Copy": "Identity", "StopGradient": "Identity",
-    "ConvertToTensor": "Identity", "Fabs": "Absolute", "LinalgNorm": "Norm",
+    "Fabs": "Absolute", "LinalgNorm": "Norm",
 }  # fmt: skip
 """Other names of Keras 3."""
 
@@ -118,8 +121,8 @@ TF_FUNCTIONS: dict[str, tuple[str, dict[str, str]]] = {
             "LogSigmoid": ("math.log_sigmoid",), "Relu": ("nn.relu",), "Relu6": ("nn.relu6",), "Selu": ("nn.selu",),
             "Elu": ("nn.elu",), "Silu": ("nn.silu", "nn.swish"), "LogicalNot": ("math.logical_not",),
             "ZerosLike": ("zeros_like",), "OnesLike": ("ones_like",),
-            "Identity": ("identity", "stop_gradient", "convert_to_tensor"), "AddN": ("math.add_n",),
-            "Shape": ("shape", "compat.v1.shape"),
+            "Identity": ("identity", "stop_gradient"), "ConvertToTensor": ("convert_to_tensor",),
+            "AddN": ("math.add_n",), "Shape": ("shape", "compat.v1.shape"),
         }.items()
         for name in names
     },

@@ -31,6 +31,7 @@ from .keras_config import (
 )
 from .keras_emit import Emitter
 from .keras_file import LayerWeights, Version, snake_case
+from .keras_masks import check_mask
 from .limits import MAX_LAYERS
 
 CELLS = {
@@ -82,7 +83,7 @@ def recurrent(call: Call) -> Converted:
         more, values = _emit(part, cell, attrs, cell.named("_l0"), cell.units, call.name, first)
         nodes += more
         finals.append(values[1:])
-        x = Value(values[0].name, values[0].shape, call.x.mask)
+        x = Value(values[0].name, values[0].shape)
     finals = finals[::-1] if backwards else finals
     return Converted(nodes, [values[0], *(value for part in finals for value in part)])
 
@@ -333,7 +334,8 @@ def _emit(
         inputs.append(f"{name}/{kind}_0" if states else "")
         if states:
             nodes.append(Node("stack", inputs[-1], tuple(state.name for state in states), (inputs[-1],)))
-    mask = x.mask if attrs["return_sequences"] else ""
+    check_mask(call.mask, 2)
+    mask = call.kept_mask if attrs["return_sequences"] else None
     shape: Shape = (None, x.shape[1] if x.shape else None, features) if attrs["return_sequences"] else (None, features)
     values = [Value(name, shape, mask)]
     finals: tuple[str, ...] = ()
@@ -341,7 +343,8 @@ def _emit(
         finals = tuple(f"{name}/{kind}_n" for kind in kinds)
         outer = outer or name
         values += [Value(f"{outer}:{first + k}", (None, cell.units)) for k in range(len(kinds) * directions)]
-    nodes.append(node(cell.op, name, (*inputs, x.mask), (name, *finals), attrs | cell.attrs, weights))
+    inputs.append(call.mask.name if call.mask else "")
+    nodes.append(node(cell.op, name, tuple(inputs), (name, *finals), attrs | cell.attrs, weights))
     for k, final in enumerate(finals):
         nodes.append(Node("unstack", final, (final,), tuple(value.name for value in values[1 + k :: len(kinds)])))
     return nodes, values
