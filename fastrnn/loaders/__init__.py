@@ -226,7 +226,7 @@ def load_layer_specs(
         Prefixes of tensors ("encoder.lstm"), below the top or below a nested dictionary of a checkpoint; for formats
         that describe their layers, names of layers.  A kind is a key of ``spec.OPS`` or a class with such an attribute
         ``op``; with a list it follows from the shapes of the tensors where these leave no doubt.  For Keras weights
-        without a configuration it is the name of a Keras class, see ``loaders.keras.load_layers``.
+        without a configuration it can also be the name of a Keras class, see ``loaders.keras.load_layers``.
     **options
         ``config`` for Keras weights.
 
@@ -247,18 +247,22 @@ def load_layer_specs(
     kinds = {name: getattr(kind, "op", kind) for name, kind in given.items()}
     unknown = [f"{name}: {kind}"[:80] for name, kind in kinds.items() if kind not in (None, *_LOADABLE)]
     with _Named(path):
-        if unknown and row.has_graph and hasattr(module, "load_layers"):
-            return _rewired(module.load_layers(path, given, **options))  # kinds of its own
-        if unknown:
+        has_layers = row.has_graph and hasattr(module, "load_layers")  # which may be of kinds of its own
+        if unknown and not has_layers:
             raise UnsupportedError(
                 f"not kinds of layers with weights: {name_list(unknown)}; known: {', '.join(_LOADABLE)}"
             )
         if not row.has_graph:
             file = module.open_tensors(path)
             return {name: _alone(node) for name, node in layer_nodes(file, kinds).items()}
-        specs = _graph_layers(module, path, list(kinds), options)
+        if has_layers:
+            specs = _rewired(module.load_layers(path, kinds, **options))
+        else:
+            specs = _graph_layers(module, path, list(kinds), options)
         found = {name: " + ".join(node.op for node in spec.nodes) for name, spec in specs.items()}
-        wrong = [f"{name} is {found[name]}, not {op}" for name, op in kinds.items() if op not in (None, found[name])]
+        wrong = [
+            f"{name} is {found[name]}, not {op}" for name, op in kinds.items() if op in _LOADABLE and op != found[name]
+        ]
         if wrong:
             raise FormatError(f"layers are of another kind: {name_list(wrong)}; ask for what they are")
         return specs
@@ -271,8 +275,6 @@ def _graph_layers(
     module: Any, path: str | os.PathLike[str], names: list[str], options: Mapping[str, Any]
 ) -> dict[str, ModelSpec]:
     """Layers of a model that describes itself, by name."""
-    if hasattr(module, "load_layers"):
-        return _rewired(module.load_layers(path, names, **options))
     spec = module.load_spec(path, **options)
     nodes = {node.name: node for node in spec.nodes}
     absent = [name for name in names if name not in nodes]

@@ -20,6 +20,7 @@ from .keras_build import build_spec, find_layers, layer_spec
 from .keras_config import MODELS
 from .keras_file import LayerWeights, Version, errors_name, live_config, open_checkpoint, read_config
 from .keras_recurrent import CELLS
+from .keras_weights import CLASSES, layer_of_weights, missing_layers
 
 
 def load_spec(path: str | os.PathLike[str], *, config: Any = None, outputs: Iterable[str] | None = None) -> ModelSpec:
@@ -79,10 +80,11 @@ def load_layers(
         Any file that :func:`load_spec` or :func:`load_tensors` reads.
     layers : list of str, or dict
         Names of layers of the model; or, where the file has no configuration, where the weights of each layer start
-        in the file ("rnn_1", "layers/lstm") and its class or its whole serialized form
-        ``{"class_name": "LSTM", "config": {...}}``.  Sizes and biases then follow from the weights, and what else is
-        not given is as in Keras' constructor, but ``reset_after`` of a GRU, which is False; a recurrent class alone
-        stands for a layer that returns sequences.
+        in the file ("rnn_1", "layers/lstm").  A dict also says what each of them is: one of our classes or its ``op``,
+        the name of a Keras class, or the whole serialized form ``{"class_name": "LSTM", "config": {...}}``; in a list,
+        or with None, it follows from the names and shapes of the weights, where these leave no doubt.  Sizes, biases,
+        directions and ``reset_after`` follow from the weights, too; what else is not given is as in Keras'
+        constructor, and a recurrent layer returns sequences.
     config : optional
         As for :func:`load_spec`.
 
@@ -100,20 +102,37 @@ def load_layers(
         where, weights = checkpoint.where, checkpoint.weights
         model, stated = (checkpoint.config, checkpoint.version) if config is None else read_config(config)
         version = Version.parse(checkpoint.version or stated)
-        if not isinstance(layers, Mapping):
-            if model is None:
-                raise FormatError("has no configuration; pass config=FILE_OR_MODEL, or a dict of names and classes")
-            found = find_layers(model, weights, list(layers))
-            return {name: layer_spec(*found[name], version, where) for name in found}
+        given = layers if isinstance(layers, Mapping) else dict.fromkeys(layers)
+        kinds = {name: getattr(kind, "op", kind) for name, kind in given.items()}
+        open_kinds = [name for name, kind in kinds.items() if kind is None or (type(kind) is str and kind in CLASSES)]
+        described, known = _described(model, weights, open_kinds)
         specs = {}
-        for prefix, kind in layers.items():
-            options = {"return_sequences": True} if isinstance(kind, str) and kind in CELLS else {}
-            serialized = {"class_name": kind, "config": options} if isinstance(kind, str) else kind
-            part = weights.part(prefix) if weights.by_path else weights.top(prefix)
+        for name, kind in kinds.items():
+            if name in described:
+                specs[name] = layer_spec(*described[name], version, where)
+                continue
+            part = weights.below(name)
             if not part.found:
-                raise FormatError(f"no weight starts with {prefix!r}; load_tensors() shows all names")
-            specs[prefix] = layer_spec(serialized, part, version, where)
+                raise missing_layers([name], known if name in open_kinds else [])
+            if name in open_kinds:
+                serialized = layer_of_weights(part, kind, name)
+            else:
+                options = {"return_sequences": True} if isinstance(kind, str) and kind in CELLS else {}
+                serialized = {"class_name": kind, "config": options} if isinstance(kind, str) else kind
+            specs[name] = layer_spec(serialized, part, version, where)
         return specs
+
+
+def _described(
+    model: Any, weights: LayerWeights, names: list[str]
+) -> tuple[dict[str, tuple[dict[str, Any], LayerWeights]], list[str]]:
+    """The layers of the configuration that have these names, and the names of all; none where it is of no use."""
+    if model is None or not names:
+        return {}, []
+    try:
+        return find_layers(model, weights, names)
+    except UnsupportedError:  # a class of its author's own
+        return {}, []
 
 
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

@@ -99,17 +99,17 @@ def layer_spec(serialized: Any, weights: LayerWeights, version: Version, where: 
     return spec
 
 
-def find_layers(config: Any, weights: LayerWeights, names: list[str]) -> dict[str, tuple[dict[str, Any], LayerWeights]]:
-    """The serialized form and the weights of some layers of a model, by name."""
+def find_layers(
+    config: Any, weights: LayerWeights, names: list[str]
+) -> tuple[dict[str, tuple[dict[str, Any], LayerWeights]], list[str]]:
+    """The serialized form and the weights of some layers of a model, by name; and the names of all layers."""
     layers = parse_model(config, weights, is_top=True).layers
-    found = {name: layers[name] for name in names if name in layers and layers[name].weights is not None}
-    if missing := set(names) - set(found):
-        raise FormatError(f"no layer is called {name_list(missing)}; its layers: {name_list(layers)}")
-    return {
+    found = {
         name: ({"class_name": layer.class_name, "config": layer.config, "build_config": layer.build}, layer.weights)
-        for name, layer in found.items()
-        if layer.weights is not None
+        for name, layer in layers.items()
+        if name in names and layer.weights is not None
     }
+    return found, list(layers)
 
 
 def _without_states(config: Config) -> Config:

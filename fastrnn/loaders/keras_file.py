@@ -117,6 +117,13 @@ class LayerWeights:
         found = {key[len(name) + 1 :]: value for key, value in self.found.items() if key.startswith(name + "/")}
         return LayerWeights(self.by_path, found, self.used)
 
+    def below(self, name: str) -> LayerWeights:
+        """The weights that start with a name, of which the container of all layers may be left off."""
+        if not self.by_path:
+            return self.top(name)
+        parts = [self.part(start + name) for start in ("", *(f"{container}/" for container in _CONTAINERS))]
+        return next((part for part in parts if part.found), parts[0])
+
     def shape(self, index: int, label: str) -> tuple[int, ...] | None:
         """The shape of weight number ``index``, called ``label``, or None where there is no such weight."""
         stored = self._find(index, label)

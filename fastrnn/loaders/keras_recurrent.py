@@ -266,7 +266,8 @@ def _cell(class_name: str, config: Config, weights: LayerWeights, features: int 
     if op == "lstm":
         shapes = [(2 * rows,)] if cudnn_class else [(rows,), (2 * rows,)]
     elif op == "gru":
-        attrs["reset_after"] = cudnn_class or flag(config, "reset_after")
+        stored = weights.shape(2, "bias")  # two biases, where the configuration is silent
+        attrs["reset_after"] = cudnn_class or flag(config, "reset_after", stored in ((2, rows), (2 * rows,)))
         if attrs["reset_after"]:
             shapes = [(2 * rows,)] if cudnn_class else [(2, rows), (2 * rows,)]
     kernel = weights.take(0, "kernel", (features, rows))
