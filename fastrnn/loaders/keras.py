@@ -84,7 +84,7 @@ def load_layers(
         the name of a Keras class, or the whole serialized form ``{"class_name": "LSTM", "config": {...}}``; in a list,
         or with None, it follows from the names and shapes of the weights, where these leave no doubt.  Sizes, biases,
         directions and ``reset_after`` follow from the weights, too; what else is not given is as in Keras'
-        constructor, and a recurrent layer returns sequences.
+        constructor, and a recurrent layer returns sequences; the text "GRU" without biases resets before.
     config : optional
         As for :func:`load_spec`.
 
@@ -114,11 +114,11 @@ def load_layers(
             part = weights.below(name)
             if not part.found:
                 raise missing_layers([name], known if name in open_kinds else [])
+            serialized: Any = kind
             if name in open_kinds:
                 serialized = layer_of_weights(part, kind, name)
-            else:
-                options = {"return_sequences": True} if isinstance(kind, str) and kind in CELLS else {}
-                serialized = {"class_name": kind, "config": options} if isinstance(kind, str) else kind
+            elif isinstance(kind, str):
+                serialized = {"class_name": kind, "config": {"return_sequences": True} if kind in CELLS else {}}
             specs[name] = layer_spec(serialized, part, version, where)
         return specs
 
