@@ -136,11 +136,11 @@ class RowStates:
     capacity: int
     def __init__(self, net: RecurrentHandle, capacity: int) -> None: ...
     def step(self, x: Any, out: Any, rows: np.ndarray | None, threads: int) -> np.ndarray | None: ...
-    def chunk(self, x: np.ndarray, y: np.ndarray, rows: np.ndarray | None, threads: int) -> None: ...
+    def chunk(self, x: np.ndarray, y: np.ndarray | None, rows: np.ndarray | None, threads: int) -> None: ...
     def advance(
         self,
         x: list[np.ndarray],
-        y: list[np.ndarray],
+        y: list[np.ndarray] | None,
         positions: np.ndarray | None,
         lengths: np.ndarray,
         seq_len: int,

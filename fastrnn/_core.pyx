@@ -486,18 +486,19 @@ cdef class RowStates:
         self.net.run(&call)
         return out
 
-    def chunk(self, cnp.ndarray x, cnp.ndarray y, rows, size_t threads):
-        """Several steps of each row: x (rows, seq_len, input_size) into y (rows, seq_len, features)."""
+    def chunk(self, cnp.ndarray x, y, rows, size_t threads):
+        """Several steps of each row: x (rows, seq_len, input_size) into y (rows, seq_len, features), None: not wanted."""
         cdef Py_ssize_t batch = cnp.PyArray_DIM(x, 0), seq_len = cnp.PyArray_DIM(x, 1)
         cdef c_api.frnn_recurrent_call call = self.call_of(batch, seq_len, rows, threads)
-        call.x, call.y = floats(x), floats(y)
+        call.x, call.y = floats(x), NULL if y is None else floats(y)
         call.x_time_stride, call.y_time_stride = self.net.input_size, self.features
         call.x_batch_stride, call.y_batch_stride = seq_len * call.x_time_stride, seq_len * call.y_time_stride
         self.net.run(&call)
 
-    def advance(self, list x, list y, positions, cnp.ndarray lengths, Py_ssize_t seq_len, rows, size_t threads):
+    def advance(self, list x, y, positions, cnp.ndarray lengths, Py_ssize_t seq_len, rows, size_t threads):
         """Steps of rows that each lie somewhere: `lengths`, at most `seq_len`, of the arrays x (any, input_size), from the
-        step `positions` of each on (None: the first), into the same steps of the arrays y (any, features)."""
+        step `positions` of each on (None: the first), into the same steps of the arrays y (any, features); None: not
+        wanted."""
         cdef Py_ssize_t batch = len(x), k
         cdef ptrdiff_t at
         cdef const int64_t *begins = integers(positions)
@@ -512,10 +513,12 @@ cdef class RowStates:
             for k in range(batch):
                 at = begins[k] if begins != NULL else 0
                 pointers[k] = floats(x[k]) + at * <ptrdiff_t> self.net.input_size
-                pointers[batch + k] = floats(y[k]) + at * self.features
+                if y is not None:
+                    pointers[batch + k] = floats(y[k]) + at * self.features
             call = self.call_of(batch, seq_len, rows, threads)
-            call.x, call.y = pointers[0], pointers[batch]
-            call.x_rows, call.y_rows = <const float **> pointers, pointers + batch
+            call.x, call.x_rows = pointers[0], <const float **> pointers
+            if y is not None:
+                call.y, call.y_rows = pointers[batch], pointers + batch
             call.x_time_stride, call.y_time_stride = self.net.input_size, self.features
             call.lengths = integers(lengths)
             self.net.run(&call)

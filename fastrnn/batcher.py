@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+import operator
+import time
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from concurrent.futures import Future
+from functools import partial
+from numbers import Real
 from typing import Any
 
+import numpy as np
+
+from .batcher_answers import Answer
 from .batcher_queue import Request, SessionState
 from .batcher_stats import BatcherStats
 from .scheduler import Scheduler
-from .streams import length_of
+from .streams import length_of, store_of
 
 
 class Batcher:
@@ -50,8 +57,9 @@ class Batcher:
     **Fork.**  A child starts a thread of its own with its first request.  Requests of the parent are answered there;
     the child's copies of their futures have a ``ClosedError``.  Its counts begin at 0.
 
-    **Callbacks** of futures run in the batcher's thread, between ticks: keep them short.  Python code that keeps the
-    GIL holds up the ticks, for 5 ms at a time unless ``sys.setswitchinterval`` is set lower.
+    **Callbacks** of futures run one after the other in a thread of their own: one that blocks or raises holds up other
+    callbacks, and no request.  Python code that keeps the GIL holds up the ticks, for 5 ms at a time unless
+    ``sys.setswitchinterval`` is set lower.
 
     Examples
     --------
@@ -75,23 +83,16 @@ class Batcher:
         constants: Mapping[str, Any] | None = None,
         states: Any = None,
     ):
-        for name, value, least in (
-            ("max_batch", max_batch, 1),
-            ("max_queue", max_queue, 0),
-            ("max_sessions", max_sessions, 0),
-            ("max_steps_per_tick", max_steps_per_tick, 1),
-        ):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")
-        if not 0 < tick < math.inf:
+        seconds = _number(tick, "tick")
+        if not 0 < seconds < math.inf:
             raise ValueError(f"tick must be seconds above 0, got {tick!r}")
         self._scheduler = Scheduler(
-            lambda capacity: network.store(capacity, constants, states),
-            max_batch,
-            max_queue,
-            max_sessions,
-            tick,
-            max_steps_per_tick,
+            lambda capacity: store_of(network, capacity, constants, states),
+            _whole(max_batch, "max_batch", 1),
+            _whole(max_queue, "max_queue", 0),
+            _whole(max_sessions, "max_sessions", 0),
+            seconds,
+            _whole(max_steps_per_tick, "max_steps_per_tick", 1),
         )
         weakref.finalize(self, self._scheduler.retire).atexit = False
 
@@ -105,17 +106,19 @@ class Batcher:
         Parameters
         ----------
         x : (seq_len, input_size) array, or a dict of arrays for a model with several inputs
-            It must not change before the answer is there.
+            It is copied.
         deadline : float, optional
             Seconds from now.  It is looked at between ticks, whether the request waits or runs.
         priority : float
             Who waits first: a level counts as one second of waiting more, so none waits for ever.
         final_state : bool
-            Answer with ``(y, state)``; the state as ``Pool.state`` has it.
+            Answer with ``(y, state)``; the state as ``Stream.state`` and ``Pool.state`` have it, and as a call of the
+            layer, ``Pool.set_state`` and :meth:`open` take it.
 
         Returns
         -------
-        Future of y, (seq_len, features); ``cancel()`` works until the answer is there.
+        Future of y, (seq_len, features), or (features,) of a layer that gives the last step alone: what a call of the
+        network gives for this sequence.  ``cancel()`` works until the answer is there.
 
         Raises
         ------
@@ -126,7 +129,7 @@ class Batcher:
 
         The future fails with a ``DeadlineError``, a ``ClosedError``, or whatever the network raised.
         """
-        return self._submit(x, None, deadline, priority, final_state)
+        return self._submit(x, None, deadline, priority, final_state, False)
 
     async def infer(
         self, x: Any, *, deadline: float | None = None, priority: float = 0, final_state: bool = False
@@ -134,34 +137,46 @@ class Batcher:
         """The same for asyncio; a task that is cancelled cancels its request."""
         import asyncio
 
-        return await asyncio.wrap_future(self._submit(x, None, deadline, priority, final_state))
+        return await asyncio.wrap_future(self._submit(x, None, deadline, priority, final_state, True))
 
     def _submit(
-        self, x: Any, session: SessionState | None, deadline: float | None, priority: float, final_state: bool
-    ) -> Request:
-        for name, value in (("deadline", deadline or 0), ("priority", priority)):
-            if not isinstance(value, (int, float)) or math.isnan(value):
-                raise ValueError(f"{name} must be a number, got {value!r}")
-        store = self._scheduler.store
+        self,
+        x: Any,
+        session: SessionState | None,
+        deadline: float | None,
+        priority: float,
+        final_state: bool,
+        at_once: bool,
+    ) -> Answer:
+        """All that a client gives is looked at here, in its own thread.  ``at_once``: the future has a callback that
+        may run in the scheduler's thread."""
+        store, scheduler = self._scheduler.store, self._scheduler
         x = store.check_sequence(x, "x")
+        x = {name: np.array(a) for name, a in x.items()} if isinstance(x, Mapping) else np.array(x)
+        level = _number(priority, "priority")
+        if math.isinf(level):
+            raise ValueError(f"priority must be finite, got {priority!r}")
+        future = Answer(None if at_once else scheduler.callbacks.call)
         request = Request(
-            self._scheduler.notice,
+            future,
             x,
             store.results(x),
             length_of(x),
             session=session,
-            deadline=deadline,
-            priority=priority,
-            final_state=final_state,
+            deadline=None if deadline is None else _number(deadline, "deadline"),
+            priority=level,
+            final_state=bool(final_state),
         )
-        self._scheduler.submit(request)
-        return request
+        future.cancelled_by_client = partial(scheduler.notice, request)
+        scheduler.submit(request)
+        return future
 
     # ---- sequences in chunks ----
 
-    def open(self) -> Session:
-        """Begin a sequence that comes in chunks."""
-        return Session(self)
+    def open(self, state: Any = None) -> Session:
+        """Begin a sequence that comes in chunks, from the beginning or from a state: one that a call of the layer gave
+        for one sequence, ``Stream.state``, ``Pool.state`` or a ``final_state``."""
+        return Session(self, state)
 
     async def stream(self, source: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
         """Chunks of a sequence as they come, from an iterator or an asynchronous one: y of each, in order."""
@@ -180,16 +195,20 @@ class Batcher:
         return self._scheduler.stats()
 
     def close(self, drain: bool = True, timeout: float | None = None) -> None:
-        """Take no more requests and end the thread.
+        """Take no more requests and end the thread, after the callbacks of those that it has answered.
 
         Parameters
         ----------
         drain : bool
             Answer first what was sent; else it gets a ``ClosedError``.
         timeout : float, optional
-            Seconds to drain at most; what is left then gets a ``ClosedError``.
+            Seconds to wait at most; what is left then gets a ``ClosedError``, and callbacks are not waited for.
         """
-        self._scheduler.close(drain, timeout)
+        drain, limit = bool(drain), None if timeout is None else max(0.0, _number(timeout, "timeout"))
+        limit = None if limit == math.inf else limit
+        began = time.monotonic()
+        self._scheduler.close(drain, limit)
+        self._scheduler.callbacks.join(None if limit is None else max(0.0, began + limit - time.monotonic()))
 
     def __enter__(self) -> Batcher:
         return self
@@ -205,15 +224,18 @@ class Session:
     as it was before it.  The next chunk of a session that waits for no answer is taken even where the queue is full.
     """
 
-    def __init__(self, batcher: Batcher):
+    def __init__(self, batcher: Batcher, state: Any = None):
+        store = batcher._scheduler.store
+        like = store.read(np.array([0]))
+        start = None if state is None else {name: np.array(a) for name, a in store.taken(state, like).items()}
         self._batcher = batcher
-        self._state = batcher._scheduler.open()
+        self._state = batcher._scheduler.open(start)
 
     def submit(
         self, x: Any, *, deadline: float | None = None, priority: float = 0, final_state: bool = False
     ) -> Future[Any]:
         """Send the next chunk; as ``Batcher.submit``."""
-        return self._batcher._submit(x, self._state, deadline, priority, final_state)
+        return self._batcher._submit(x, self._state, deadline, priority, final_state, False)
 
     async def infer(
         self, x: Any, *, deadline: float | None = None, priority: float = 0, final_state: bool = False
@@ -221,7 +243,8 @@ class Session:
         """Send the next chunk; as ``Batcher.infer``."""
         import asyncio
 
-        return await asyncio.wrap_future(self.submit(x, deadline=deadline, priority=priority, final_state=final_state))
+        future = self._batcher._submit(x, self._state, deadline, priority, final_state, True)
+        return await asyncio.wrap_future(future)
 
     def close(self) -> None:
         """End the sequence; chunks that were sent are answered."""
@@ -236,3 +259,26 @@ class Session:
     def __del__(self) -> None:
         if hasattr(self, "_state"):
             self.close()
+
+
+def _number(value: Any, name: str) -> float:
+    """A float of NumPy or Python's own, without what a subclass may do when it is compared."""
+    if not isinstance(value, Real):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.nan
+    if math.isnan(number):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    return number
+
+
+def _whole(value: Any, name: str, least: int) -> int:
+    try:
+        number = int(operator.index(value))
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")
+    return number

@@ -6,11 +6,12 @@ import heapq
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
+
+from .batcher_answers import Answer
 
 PRIORITY = 1.0
 """Seconds of waiting that one level of priority stands for, so that no request waits for ever."""
@@ -19,12 +20,12 @@ _NEVER = np.iinfo(np.int64).max
 _numbers = itertools.count()
 
 
-class Request(Future[Any]):
-    """A future, and what is run for it.  It stays pending until it is answered, so it can be cancelled all the time."""
+class Request:
+    """A sequence, or a chunk of one, and how far it is."""
 
     def __init__(
         self,
-        notice: Callable[[Any], None],
+        future: Answer,
         x: Any,
         y: Any,
         steps: int,
@@ -34,9 +35,7 @@ class Request(Future[Any]):
         priority: float = 0,
         final_state: bool = False,
     ):
-        super().__init__()
-        self._notice: Callable[[Any], None] | None = notice
-        self.x, self.y, self.steps = x, y, steps
+        self.future, self.x, self.y, self.steps = future, x, y, steps
         self.session, self.final_state = session, final_state
         self.number, self.priority = next(_numbers), priority
         self.submitted = time.monotonic()
@@ -47,17 +46,26 @@ class Request(Future[Any]):
         self.done_steps = 0
         self.ended = False
 
-    def cancel(self) -> bool:
-        """Cancel at any time before the answer; a request that runs leaves before the next tick."""
-        cancelled = super().cancel()
-        notice = self._notice
-        if cancelled and notice is not None:
-            notice(self)
-        return cancelled
+    def claim(self) -> bool:
+        """Whether the client still waits for an answer; it cannot cancel any more then."""
+        future = self.future
+        try:
+            if future.running() or (future.done() and not future.cancelled()):
+                return future.running()  # the client has called what is for us
+            return future.set_running_or_notify_cancel()
+        except Exception:  # or calls it just now
+            return False
 
-    def release(self) -> None:
-        """Let go of all that an answered future has no use for."""
-        self._notice = self.x = self.y = self.session = self.saved = None
+    def answer(self, error: BaseException | None = None) -> None:
+        """Give the client y or an error, and let go of all that an answered future has no use for."""
+        future, y = self.future, self.y
+        future.cancelled_by_client = None
+        self.x = self.y = self.session = self.saved = None
+        with suppress(BaseException):  # the client may have set the future, or taken it to pieces
+            if error is None:
+                future.set_result(y)
+            else:
+                future.set_exception(error)
 
     def waits_since(self, since: float) -> float:
         """Its place in the queue, where the smallest comes first."""
@@ -67,13 +75,15 @@ class Request(Future[Any]):
 class SessionState:
     """A sequence that comes in chunks, as the scheduler sees it."""
 
-    def __init__(self, home: object):
+    def __init__(self, home: object, start: dict[str, np.ndarray] | None):
         self.home = home  # of the process that opened it
+        self.start = start  # the state that it begins with; None: at the beginning
         self.row: int | None = None
         self.current: Request | None = None
         self.waiting: deque[Request] = deque()
         self.outstanding = 0  # chunks without an answer
         self.closed = False
+        self.lost: BaseException | None = None  # why its state is not known any more
 
 
 class RequestHeap:

@@ -10,6 +10,7 @@ import numpy as np
 from . import _core
 from .arrays import as_float32, check_out
 from .errors import ShapeError, UnsupportedError
+from .fingerprint import Fingerprint
 from .streams import Rows
 
 
@@ -33,6 +34,7 @@ class LayerStore:
         self.layer, self.capacity = layer, capacity
         self._states = _core.RowStates(layer._handle, capacity)
         self._names = ("h", "c") if layer.has_c else ("h",)
+        self._last = not layer.node.attr("return_sequences")
         self.bytes_a_row = sum(array.nbytes for array in self._arrays()) // max(capacity, 1)
 
     def is_sequence(self, x: Any) -> bool:
@@ -64,12 +66,19 @@ class LayerStore:
             raise ShapeError(
                 f"x must be (rows, seq_len, input_size) = ({batch}, any, {self.layer.input_size}), got {array.shape}"
             )
-        shape = (*array.shape[:2], self.layer.output_size)
+        shape = (batch, self.layer.output_size) if self._last else (*array.shape[:2], self.layer.output_size)
         y = np.empty(shape, np.float32) if out is None else check_out(out, shape, "out")
         if out is not None and np.may_share_memory(out, array):
             raise ShapeError("out must share no memory with x; allocate it apart")
-        self._states.chunk(array, y, rows, self.layer._threads())
+        self._states.chunk(array, None if self._last else y, rows, self.layer._threads())
+        if self._last:
+            y[...] = self._outputs_so_far(rows)
         return y
+
+    def _outputs_so_far(self, rows: Rows) -> np.ndarray:
+        """y of the last step of each row: that is the h of the last layer."""
+        h: np.ndarray = self._states.h[-1]
+        return h if rows is None else h[rows]
 
     def check_sequence(self, x: Any, name: str) -> np.ndarray:
         array = as_float32(x, name)
@@ -78,12 +87,17 @@ class LayerStore:
         return array
 
     def results(self, x: np.ndarray) -> np.ndarray:
-        return np.empty((len(x), self.layer.output_size), np.float32)
+        shape = (self.layer.output_size,) if self._last else (len(x), self.layer.output_size)
+        return np.empty(shape, np.float32)
 
     def advance(
         self, rows: np.ndarray, x: list[Any], y: list[Any], begins: np.ndarray | None, steps: np.ndarray
     ) -> None:
-        self._states.advance(x, y, begins, steps, int(steps.max(initial=0)), rows, self.layer._threads())
+        most, wanted = int(steps.max(initial=0)), None if self._last else y
+        self._states.advance(x, wanted, begins, steps, most, rows, self.layer._threads())
+        if self._last:
+            for target, output in zip(y, self._outputs_so_far(rows)):
+                target[...] = output
 
     def read(self, rows: Rows) -> dict[str, np.ndarray]:
         at = slice(None) if rows is None else rows
@@ -93,6 +107,10 @@ class LayerStore:
         at = slice(None) if rows is None else rows
         for name, array in zip(self._names, self._arrays()):
             array[:, at] = np.swapaxes(states[name], 0, 1)
+
+    def fingerprint(self) -> Fingerprint:
+        found: Fingerprint = self.layer.fingerprint()
+        return found
 
     def clear(self, rows: Rows) -> None:
         at = slice(None) if rows is None else rows
@@ -105,8 +123,11 @@ class LayerStore:
 
     def taken(self, shown: Any, like: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         parts = [as_float32(part, name) for name, part in zip(like, self.layer._state_parts(shown))]
-        for (name, array), part in zip(like.items(), parts):
+        for k, (name, array) in enumerate(like.items()):
             shape = (array.shape[1], array.shape[0], array.shape[2])
+            if shape[1] == 1 and parts[k].ndim == 2:  # as a call of one sequence gives it
+                parts[k] = parts[k][:, None]
+            part = parts[k]
             if part.shape != shape:
                 raise ShapeError(f"{name} must be (num_layers, batch, size) = {shape}, got shape {part.shape}")
         return {name: part.swapaxes(0, 1) for name, part in zip(like, parts)}

@@ -15,6 +15,7 @@ from .arrays import as_array, as_float32, is_whole
 from .engine import Convolution, Executable
 from .errors import FormatError, ShapeError, UnsupportedError
 from .explain import explain
+from .fingerprint import Fingerprint, of_model
 from .float_mode import in_default_mode
 from .graph.lengths import WithLengths, with_lengths
 from .graph.optimize import optimize
@@ -128,6 +129,8 @@ class Model:
         alone = len(spec.nodes) == 1 and spec.nested_state
         self._bare = first if alone and isinstance(first, Recurrent) else None
         self._optional = optional_inputs(spec)
+        self._fingerprint: Fingerprint | None = None
+        self._rebuilt_from: Model | None = None
         self._streams: dict[frozenset[tuple[str, str]] | None, tuple[Streamed, Model]] = {}
 
     def _executable_for(self, outputs: list[str]) -> Executable:
@@ -323,7 +326,23 @@ class Model:
 
     def rebuilt(self, spec: ModelSpec) -> Model:
         """A model of another graph, with the packed weights of this one where they are the same."""
-        return Model(spec, backend=self._backend, threads=self._threads, packed=self._packed)
+        model = Model(spec, backend=self._backend, threads=self._threads, packed=self._packed)
+        model._rebuilt_from = self
+        return model
+
+    def fingerprint(self, constants: Mapping[str, Any], states: Mapping[str, str]) -> Fingerprint:
+        """What the states of its streams belong to: this model, or the one that it was rebuilt from, with constant
+        inputs, and outputs that go into inputs.  It is made when it is first asked for: all weights are read."""
+        if self._rebuilt_from is not None:
+            return self._rebuilt_from.fingerprint(constants, states)
+        if self._fingerprint is None:
+            self._fingerprint = of_model(self.spec)  # two threads make the same
+        written = {t.name: k for k, t in enumerate(self.outputs)}
+        fixed = tuple(
+            (k, np.asarray(constants[t.name], t.dtype)) for k, t in enumerate(self.inputs) if t.name in constants
+        )
+        pairs = tuple((k, written.get(states[t.name])) for k, t in enumerate(self.inputs) if t.name in states)
+        return self._fingerprint.of(fixed, pairs)
 
     def streamed(self, states: Mapping[str, str] | None = None) -> tuple[Streamed, Model]:
         """The model that carries its state from call to call, for :mod:`fastrnn.model_store`; made once."""

@@ -10,6 +10,7 @@ import numpy as np
 from . import _core
 from .arrays import as_array, as_float32, c_array, is_whole
 from .errors import ShapeError, UnsupportedError
+from .fingerprint import Fingerprint
 from .graph.streaming import Streamed, StreamState
 from .spec import Tensor
 from .streams import Rows
@@ -230,11 +231,10 @@ class ModelStore:
             feeds[name] = self._to_model(name, array)
         for state in self._states:
             held = self._arrays[state.input] if rows is None else self._arrays[state.input][rows]
-            feeds[state.input] = np.moveaxis(held, 0, state.batch_axis) if state.batch_axis >= 0 else held[0]
+            feeds[state.input] = _as_taken(held, state.batch_axis)
         made = self._model.run(feeds)
         for state in self._states:
-            new = made[state.output]
-            new = np.moveaxis(new, state.batch_axis, 0) if state.batch_axis >= 0 else new[None]
+            new = _rows_first(made[state.output], state.batch_axis, 1)
             if rows is None:
                 self._arrays[state.input] = np.ascontiguousarray(new)
             else:
@@ -327,23 +327,30 @@ class ModelStore:
                 self._arrays[name][rows] = array
 
     def shown(self, states: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return states
+        return {s.input: _as_taken(states[s.input], s.batch_axis).copy() for s in self._states}
 
     def taken(self, shown: Any, like: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        axes = {s.input: s.batch_axis for s in self._states}
         if not isinstance(shown, Mapping) or set(shown) != set(like):
             got = ", ".join(map(str, shown)) if isinstance(shown, Mapping) else type(shown).__name__
             raise ShapeError(f"the state is a dict of {', '.join(like)}, got {got}")
         arrays = {name: as_array(shown[name]) for name in like}
         free = set(self._varying)
+        wanted = {name: _as_taken(array, axes[name]) for name, array in like.items()}
         wrong = [
             f"{name} must be {array.dtype} {array.shape}, got {arrays[name].dtype} {arrays[name].shape}"
-            for name, array in like.items()
-            if (arrays[name].shape != array.shape and name not in free)
+            for name, array in wanted.items()
+            if (arrays[name].ndim != array.ndim if name in free else arrays[name].shape != array.shape)
             or not np.can_cast(arrays[name].dtype, array.dtype, "same_kind")
         ]
         if wrong:
             raise ShapeError("; ".join(wrong))
-        return {name: c_array(arrays[name], array.dtype) for name, array in like.items()}
+        found = {name: c_array(arrays[name], array.dtype) for name, array in like.items()}
+        return {name: _rows_first(array, axes[name], len(like[name])) for name, array in found.items()}
+
+    def fingerprint(self) -> Fingerprint:
+        found: Fingerprint = self._model.fingerprint(self._constants, {s.input: s.output for s in self._states})
+        return found
 
     def clear(self, rows: Rows) -> None:
         for state in self._states:
@@ -365,6 +372,19 @@ def _first(state: StreamState, rows: int) -> np.ndarray:
     if state.initial is not None:
         first[...] = state.initial
     return first
+
+
+def _as_taken(array: np.ndarray, batch_axis: int) -> np.ndarray:
+    """A state with its rows first as the model takes it; several of one that has no axis for them stay apart."""
+    if batch_axis < 0:
+        return array[0] if len(array) == 1 else array
+    return np.moveaxis(array, 0, batch_axis)
+
+
+def _rows_first(array: np.ndarray, batch_axis: int, rows: int) -> np.ndarray:
+    if batch_axis < 0:
+        return array[None] if rows == 1 else array
+    return np.moveaxis(array, batch_axis, 0)
 
 
 def _fixed(tensor: Tensor, batch_axis: int) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 from . import _core, runtime
 from .arrays import F32, as_array, as_float32, check_out, refuse_packed
 from .errors import ShapeError, UnsupportedError
+from .fingerprint import Fingerprint, of_layer
 from .float_mode import in_default_mode
 from .layer_store import LayerStore
 from .layers import Inputs, Layer, Outputs
@@ -57,6 +58,7 @@ class Recurrent(Layer):
 
     gates: ClassVar[int]
     has_c: ClassVar[bool] = False
+    _fingerprint: Fingerprint | None = None
     single_step: ClassVar[bool] = False
 
     # ---- building ----
@@ -277,6 +279,12 @@ class Recurrent(Layer):
             y, h_n, c_n = self._unbatch(y, h_n, c_n, last)
         assert y is not None
         return y, ((h_n, c_n) if self.has_c else h_n)
+
+    def fingerprint(self) -> Fingerprint:
+        """What the states of its streams belong to.  It is made when it is first asked for: all weights are read."""
+        if self._fingerprint is None:
+            self._fingerprint = of_layer(self.node)  # two threads make the same
+        return self._fingerprint
 
     def stream(self, batch: int = 1) -> Stream:
         """A live sequence, or ``batch`` that advance together; see :class:`fastrnn.streams.Stream`.

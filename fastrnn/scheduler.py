@@ -1,7 +1,9 @@
 """The thread of a batcher: at every tick requests join, all that run advance together, and those at their end leave.
 
 Only this thread touches the store, the queue and the running requests.  Others hand over through two deques, and take
-the lock for no longer than that; nothing that users wrote is called under it.
+the lock for no longer than that; nothing that users wrote is called under it, nor in this thread: callbacks have one of
+their own (:mod:`fastrnn.batcher_answers`).  An error of the engine ends the requests that it concerns.  Should the
+thread itself fail, all that wait get a ``ClosedError``, and so does what is submitted later.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from queue import SimpleQueue
 
 import numpy as np
 
+from .batcher_answers import Callbacks
 from .batcher_queue import Request, RequestHeap, Running, SessionState
 from .batcher_stats import BatcherStats, Counters
 from .errors import ClosedError, DeadlineError, PoolFullError, QueueFullError
@@ -28,6 +32,8 @@ TURN = 32
 
 LEAST = 2
 """Steps of a tick at least, where the batcher may take so many: a single one costs up to twice as much a step."""
+
+DROPPED = "the batcher was closed before the request was answered"
 
 _LIVE: weakref.WeakSet[Scheduler] = weakref.WeakSet()
 
@@ -48,6 +54,7 @@ class Scheduler:
         self._room, self._max_sessions = max_batch + max_queue, max_sessions
         self._tick, self._max_steps = tick, max_steps
         self.closed = self._forked = False
+        self._failure: BaseException | None = None
         self.store = make_store(max_batch)
         check_shared(self.store)
         self._begin()
@@ -65,6 +72,7 @@ class Scheduler:
         self.sessions = 0
         self._home = object()
         self._thread: threading.Thread | None = None
+        self.callbacks = Callbacks(lambda: self._thread)
         self._sleeping = self._stop = self._drop = False
         self._queue, self._deadlines = RequestHeap(), RequestHeap()
         self._running, self._apart = Running(self._max_batch), deque[Request]()
@@ -87,11 +95,17 @@ class Scheduler:
                 )
             if self._thread is None:
                 self._start()
-            self.counters.submitted += 1
             self._open.add(request)
             if session is not None:
                 session.outstanding += 1
-            self._inbox.append(request)
+            try:
+                self.counters.submitted += 1
+                self._inbox.append(request)
+            except BaseException:  # Ctrl-C
+                self._open.discard(request)
+                if session is not None:
+                    session.outstanding -= 1
+                raise
         self._rouse()
 
     def _start(self) -> None:
@@ -108,13 +122,23 @@ class Scheduler:
     def _check(self, session: SessionState | None) -> None:
         if session is not None and session.home is not self._home:
             raise ClosedError("the session was opened before this process was forked; open() begins a new one")
+        if session is not None and session.lost is not None:
+            raise _lost(session.lost)
         if session is not None and session.closed:
             raise ClosedError("the session is closed; open() begins a new one")
         if self.closed:
-            raise ClosedError("the batcher is closed; make a new one")
+            raise self._closed_error("the batcher is closed; make a new one")
 
-    def open(self) -> SessionState:
-        """Begin a session."""
+    def _closed_error(self, text: str) -> ClosedError:
+        """One for each request, as whoever raises it adds to it."""
+        if self._failure is None:
+            return ClosedError(text)
+        error = ClosedError(f"the batcher's thread has failed ({type(self._failure).__name__}); make a new batcher")
+        error.__cause__ = self._failure
+        return error
+
+    def open(self, start: dict[str, np.ndarray] | None = None) -> SessionState:
+        """Begin a session, in a state as the store reads it."""
         with self.lock:
             self._check(None)
             if self.sessions >= self._max_sessions:
@@ -123,7 +147,7 @@ class Scheduler:
                     " or make it with a larger max_sessions="
                 )
             self.sessions += 1
-            return SessionState(self._home)
+            return SessionState(self._home, start)
 
     def close_session(self, session: SessionState) -> None:
         """End a session after the chunks that it has."""
@@ -141,8 +165,7 @@ class Scheduler:
         self._rouse()
 
     def _rouse(self) -> None:
-        if self._sleeping:
-            self._sleeping = False
+        if self._sleeping:  # only the thread itself says that it no longer does: who is interrupted here loses nothing
             self._wake.put(None)
 
     def stats(self) -> BatcherStats:
@@ -160,20 +183,16 @@ class Scheduler:
         """Take no more, answer what there is or drop it, and end the thread."""
         with self.lock:
             self.closed, thread = True, self._thread
-        if thread is None:
-            return
-        if thread is threading.current_thread():
-            raise RuntimeError("close() was called by a callback of a request; call it from another thread")
-        if drain:
-            self._end_thread(thread, timeout)
-        if thread.is_alive():
-            self._drop = True
-            self._end_thread(thread, None)
-
-    def _end_thread(self, thread: threading.Thread, timeout: float | None) -> None:
         self._stop = True
         self._wake.put(None)
-        thread.join(timeout)
+        if thread is None or thread is threading.current_thread():  # a destructor may run in any thread
+            return
+        if drain:
+            thread.join(timeout)
+        if thread.is_alive():
+            self._drop = True
+            self._wake.put(None)
+            thread.join()
 
     def forked(self) -> None:
         """A child has no thread, and nobody who would answer what its parent was asked."""
@@ -181,39 +200,59 @@ class Scheduler:
         self._begin()
         self._forked = True
         for request in left:
-            Future.__init__(request)  # its lock may have been held by a thread that is not here
+            Future.__init__(request.future)  # its lock may have been held by a thread that is not here
             request.ended = True
-            request.release()
-            request.set_exception(
-                ClosedError("the process was forked after the request was sent; its parent has the answer")
-            )
+            request.answer(ClosedError("the process was forked after the request was sent; its parent has the answer"))
 
     # ---- the thread ----
 
     def _run(self) -> None:
-        me = threading.current_thread()
+        me, failure = threading.current_thread(), None
         try:
-            while self._thread is me:  # else a callback has forked, and this is the child
-                self._take_over()
-                if self._drop:
-                    self._drop_all(ClosedError("the batcher was closed before the request was answered"))
-                if self._running or self._queue or self._apart:
-                    self._let_in()
-                    self._advance()
-                elif not self._inbox and not self._notices:
-                    if self._stop:
-                        return
-                    with self.lock:  # who hands over now is seen here, or sees that there is somebody to wake
-                        self._sleeping = True
-                        idle = not (self._inbox or self._notices)
-                    if idle:
-                        self._wake.get()
-                    self._sleeping = False
+            while self._thread is me and self._turn():  # another one: its start was interrupted, and made again
+                pass
         except BaseException as error:
-            if self._thread is me:
-                self.closed = True
-                self._drop_all(error)
+            failure = error
             raise
+        finally:
+            if self._thread is me:
+                self._finish(failure)
+
+    def _turn(self) -> bool:
+        """A tick, or a sleep until there is something to do; False when there will be nothing any more."""
+        self._take_over()
+        if self._drop:
+            self._drop_all()
+        if self._running or self._queue or self._apart:
+            self._let_in()
+            self._advance()
+            return True
+        with self.lock:  # who hands over now is seen here, or sees that there is somebody to wake
+            if self._inbox or self._notices:
+                return True
+            if self._stop or self._thread is not threading.current_thread():
+                return False
+            self._sleeping = True
+        self._wake.get()
+        self._sleeping = False
+        while not self._wake.empty():
+            self._wake.get()
+        return True
+
+    def _finish(self, failure: BaseException | None) -> None:
+        """No request stays without an answer, however the thread ends."""
+        with self.lock:
+            self._failure, self.closed = failure, True
+        while self._ended:
+            request, _, error = self._ended.popleft()
+            request.answer(error)
+        while self._open:
+            request = self._open.pop()
+            if not request.ended and request.claim():
+                request.ended = True
+                self.counters.ended["failed"] += 1
+                request.answer(self._closed_error(DROPPED))
+        self.callbacks.end()
 
     def _take_over(self) -> None:
         """What was handed over since the last tick, and what must not run any more."""
@@ -224,6 +263,9 @@ class Scheduler:
             if request.expires is not None:
                 self._deadlines.push(request.expires, request)
             session = request.session
+            if session is not None and session.lost is not None:
+                self._end(request, _lost(session.lost))
+                continue
             if session is not None and session.current is not None:
                 session.waiting.append(request)
                 continue
@@ -233,7 +275,7 @@ class Scheduler:
         while self._notices:
             what = self._notices.popleft()
             if isinstance(what, Request):
-                self._end(what)
+                self._end(what, CancelledError())
             else:
                 self._free_row_of(what)
         now = time.monotonic()
@@ -246,11 +288,11 @@ class Scheduler:
             )
         self._answer()
 
-    def _drop_all(self, error: BaseException) -> None:
+    def _drop_all(self) -> None:
         with self.lock:
             left = list(self._open)
         for request in left:
-            self._end(request, error)
+            self._end(request, self._closed_error(DROPPED))
         self._answer()
 
     # ---- joining ----
@@ -277,30 +319,44 @@ class Scheduler:
                 running.join(request, TURN)
 
     def _give_rows(self, entered: list[Request], now: float) -> None:
-        fresh, kept = list[int](), list[Request]()
-        for request in entered:
+        new = [request for request in entered if request.row is None]
+        try:
+            self._begin_rows(new)
+        except BaseException:
+            for request in new:
+                try:
+                    self._begin_rows([request])
+                except BaseException as error:
+                    self._end(request, error)
+        for request in new:
             if request.row is not None:
-                continue
-            session = request.session
-            try:
-                if session is not None and session.row is not None:
-                    request.row = session.row
-                    kept.append(request)
-                else:
-                    request.row = self._new_row()
-                    fresh.append(request.row)
-            except Exception as error:
-                self._end(request, error)
-                continue
-            if session is not None:
-                session.row = request.row
-            self.counters.queue_time.add(now - request.submitted)
-        if fresh:
-            self.store.clear(np.array(fresh))
-        if kept:
-            states = self.store.read(np.array([request.row for request in kept]))
-            for k, request in enumerate(kept):
-                request.saved = {name: array[k : k + 1] for name, array in states.items()}
+                self.counters.queue_time.add(now - request.submitted)
+
+    def _begin_rows(self, requests: list[Request]) -> None:
+        """Rows in the states that requests begin with; after an error none has got one."""
+        kept = [request for request in requests if request.session is not None and request.session.row is not None]
+        fresh = [request for request in requests if request.session is None or request.session.row is None]
+        rows, states = list[int](), dict[str, np.ndarray]()
+        try:
+            for _ in fresh:
+                rows.append(self._new_row())
+            if fresh:
+                self.store.clear(np.array(rows))
+            for request, row in zip(fresh, rows):
+                if request.session is not None and request.session.start is not None:
+                    self.store.write(np.array([row]), request.session.start)
+            if kept:
+                states = self.store.read(np.array([request.session.row for request in kept if request.session]))
+        except BaseException:
+            self._free += rows
+            raise
+        for request, row in zip(fresh, rows):
+            request.row = row
+            if request.session is not None:
+                request.session.row, request.saved = row, request.session.start
+        for k, request in enumerate(kept):
+            assert request.session is not None
+            request.row, request.saved = request.session.row, {name: a[k : k + 1] for name, a in states.items()}
 
     def _new_row(self) -> int:
         if not self._free:
@@ -324,10 +380,10 @@ class Scheduler:
         running = self._running
         most = min(self._max_steps, max(LEAST, int(self._tick / (self._step_time * max(1, len(running))))))
         if running:
-            rows, x, y, begins, steps = running.call(most)
             try:
+                rows, x, y, begins, steps = running.call(most)
                 self._call(rows, x, y, begins, steps)
-            except Exception as error:
+            except BaseException as error:
                 self._part(error)
             else:
                 for request in running.advanced(steps, most):
@@ -347,16 +403,20 @@ class Scheduler:
             # The fastest of late: a call that had to wait for the GIL says nothing about steps.
             self._step_time = min(took / count, 1.05 * self._step_time)
 
-    def _part(self, error: Exception) -> None:
+    def _part(self, error: BaseException) -> None:
         """One of many has failed: all begin again, each alone, and those that are at fault fail."""
         together = list(self._running.requests)
+        if len(together) == 1:
+            self._end(together[0], error)
+            return
         for request in together:
-            if len(together) == 1:
-                self._end(request, error)
-                return
             self._running.leave(request)
-            self._restart(request)
-            self._apart.append(request)
+            try:
+                self._restart(request)
+            except BaseException as lost:
+                self._end(request, lost)
+            else:
+                self._apart.append(request)
 
     def _advance_apart(self, most: int) -> None:
         """One of those that run alone, so that the others hardly notice."""
@@ -374,7 +434,7 @@ class Scheduler:
                 np.array([request.done_steps]),
                 np.array([steps]),
             )
-        except Exception as error:
+        except BaseException as error:
             self._end(request, error)
             return
         request.done_steps += steps
@@ -386,9 +446,13 @@ class Scheduler:
     # ---- leaving ----
 
     def _complete(self, request: Request) -> None:
-        if request.final_state:
-            request.y = request.y, self.store.read(np.array([request.row]))
-        self._end(request)
+        try:
+            if request.final_state:
+                request.y = request.y, self.store.shown(self.store.read(np.array([request.row])))
+        except BaseException as error:
+            self._end(request, error)
+        else:
+            self._end(request)
 
     def _end(self, request: Request, error: BaseException | None = None) -> None:
         """A request leaves: complete where it is at its end, else cancelled or with an error."""
@@ -397,7 +461,7 @@ class Scheduler:
         if request.slot is not None:
             self._running.leave(request)
         outcome = "completed"
-        if not request.set_running_or_notify_cancel():
+        if not request.claim():
             outcome = "cancelled"
         elif error is not None:
             outcome = "expired" if isinstance(error, DeadlineError) else "failed"
@@ -408,16 +472,27 @@ class Scheduler:
             if request.row is not None:
                 self._free.append(request.row)
         elif session.current is request:
-            if outcome != "completed" and request.row is not None:
-                self._restart(request)  # as if the chunk had never been sent
-            session.current = None
-            while session.waiting and session.current is None:
-                following = session.waiting.popleft()
-                if not following.ended:
-                    session.current = following
-                    self._queue.push(following.waits_since(following.submitted), following)
+            self._end_chunk(session, request, outcome != "completed")
         if outcome == "completed":
             self.counters.latency.add(time.monotonic() - request.submitted)
+
+    def _end_chunk(self, session: SessionState, request: Request, undo: bool) -> None:
+        """The session goes on with its next chunk; with ``undo`` as if this one had never been sent."""
+        if undo and request.row is not None:
+            try:
+                self._restart(request)
+            except BaseException as error:
+                session.lost = error
+        session.current = None
+        while session.waiting and session.current is None:
+            following = session.waiting.popleft()
+            if following.ended:
+                continue
+            if session.lost is None:
+                session.current = following
+                self._queue.push(following.waits_since(following.submitted), following)
+            else:
+                self._end(following, _lost(session.lost))
 
     def _answer(self) -> None:
         """Tell whoever asked, with nothing locked."""
@@ -432,13 +507,8 @@ class Scheduler:
                     if request.session.closed:
                         self._free_row_of(request.session)
         while self._ended:
-            request, outcome, error = self._ended[0]
-            y = request.y
-            request.release()
-            if outcome == "completed":
-                request.set_result(y)
-            elif outcome != "cancelled":
-                request.set_exception(error)
+            request, _, error = self._ended[0]
+            request.answer(error)
             self._ended.popleft()
 
     def _free_row_of(self, session: SessionState) -> None:
@@ -448,9 +518,16 @@ class Scheduler:
             session.row = None
 
 
+def _lost(cause: BaseException) -> ClosedError:
+    error = ClosedError("the state of the session was lost with an earlier chunk; open() begins a new one")
+    error.__cause__ = cause
+    return error
+
+
 def _end_all() -> None:
     for scheduler in list(_LIVE):
-        scheduler.close(drain=False, timeout=None)
+        with suppress(Exception):  # of one; the others end all the same
+            scheduler.close(drain=False, timeout=None)
 
 
 def _forked() -> None:

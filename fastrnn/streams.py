@@ -17,6 +17,7 @@ import numpy as np
 from . import _core
 from .arrays import INT64, as_array, c_array
 from .errors import PoolFullError, ShapeError, UnknownStreamError, UnsupportedError
+from .fingerprint import Fingerprint
 from .loaders.state_bytes import state_from_bytes, state_to_bytes
 
 MAX_CAPACITY = (1 << 31) - 1
@@ -43,7 +44,8 @@ class Store(Protocol):
         """One step of each row; x has the batch axis first."""
 
     def chunk(self, rows: Rows, x: Any, out: Any = None) -> Any:
-        """The same number of steps of each row; x has the batch axis first, then time."""
+        """The same number of steps of each row; x has the batch axis first, then time, and so has y, unless the network
+        gives the last step alone."""
 
     def check_sequence(self, x: Any, name: str) -> Any:
         """A sequence of one stream as the store takes it, (seq_len, input_size) floats; ShapeError where it is none."""
@@ -68,11 +70,26 @@ class Store(Protocol):
     def taken(self, shown: Any, like: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The inverse, checked against what :meth:`read` gives now."""
 
+    def fingerprint(self) -> Fingerprint:
+        """Of the network, and of what else says what its states mean."""
+
     def clear(self, rows: Rows) -> None:
         """Back to the beginning."""
 
     def grown(self, capacity: int) -> Store:
         """A larger store with the same rows."""
+
+
+def store_of(network: Any, capacity: int, constants: Any = None, states: Any = None) -> Store:
+    """The store of a network that has one."""
+    make = getattr(network, "store", None)
+    if make is None:
+        raise UnsupportedError(
+            f"a stream, a pool and a batcher take a recurrent layer or a model, got {type(network).__name__};"
+            " Sequential(...) makes a model of layers"
+        )
+    store: Store = make(capacity, constants, states)
+    return store
 
 
 def _count(value: Any, name: str, most: int = MAX_CAPACITY) -> int:
@@ -114,7 +131,7 @@ class Stream:
     def __init__(self, network: Any, batch: int = 1, *, constants: Mapping[str, Any] | None = None, states: Any = None):
         self.network, self.batch = network, _count(batch, "batch")
         self._options = {"constants": constants, "states": states}
-        self._store: Store = network.store(self.batch, constants, states)
+        self._store = store_of(network, self.batch, constants, states)
         self._owner = _core.Owner("stream")
         self._initial: dict[str, np.ndarray] | None = None  # None: what the network begins with
         self._begun = False
@@ -143,8 +160,8 @@ class Stream:
         """A copy of the state, which can be set again.  One that is set before the first step is what the stream begins
         with, also after :meth:`reset`.
 
-        Of a layer h or (h, c), (num_layers, batch, size) each, as the layer takes it; of a model a dict by the names of
-        its states, (batch, ...) each.
+        Of a layer h or (h, c), (num_layers, batch, size) each, as the layer takes it, and as a pool, a batcher and
+        other streams do.  Of a model a dict by the names of its states; those that are its inputs as it takes them.
         """
         with self._owner:
             return self._store.shown(self._store.read(None))
@@ -178,18 +195,26 @@ class Stream:
     def save(self) -> bytes:
         """The state as bytes, versioned and with a checksum."""
         with self._owner:
-            return state_to_bytes(self._store.read(None))
+            return state_to_bytes(self._store.read(None), self._store.fingerprint())
 
-    def restore(self, data: bytes) -> None:
+    def restore(self, data: bytes, any_weights: bool = False) -> None:
         """Set the state from the bytes of :meth:`save`, or with a batch of 1 from those of :meth:`Pool.export`.
+
+        Parameters
+        ----------
+        any_weights : bool
+            Take the state of a network of the same graph with other weights, as one that was trained further has, and
+            bytes of fastrnn 0.1.0, which do not say of which network they are.
 
         Raises
         ------
         FormatError
-            They are damaged, or of another network or batch; the state stays as it was.
+            They are damaged, or of another network or batch; the state stays as it was.  A network is its graph, its
+            weights, and ``constants=`` and ``states=`` of the stream; how it was loaded does not matter.
         """
         with self._owner:
-            self._store.write(None, state_from_bytes(data, self._store.read(None)))
+            states = state_from_bytes(data, self._store.read(None), self._store.fingerprint(), any_weights)
+            self._store.write(None, states)
             self._begun = True
 
 
@@ -229,7 +254,7 @@ class Pool:
     ):
         capacity = _count(capacity, "capacity")
         self.network, self.idle_limit = network, idle_limit
-        self._store: Store = network.store(capacity, constants, states)
+        self._store = store_of(network, capacity, constants, states)
         check_shared(self._store)
         self._owner = _core.Owner("pool")
         self._first = 1 + secrets.randbelow(MAX_GENERATION // 2)  # so that handles of another pool are none of this one
@@ -421,10 +446,10 @@ class Pool:
     def export(self, handle: int) -> bytes:
         """The state of a stream as bytes, for :meth:`restore` in any process, or ``Stream.restore``."""
         with self._owner:
-            return state_to_bytes(self._store.read(self._resting(handle)))
+            return state_to_bytes(self._store.read(self._resting(handle)), self._store.fingerprint())
 
-    def restore(self, data: bytes) -> int:
-        """Open a stream in the state of :meth:`export`; returns its handle.
+    def restore(self, data: bytes, any_weights: bool = False) -> int:
+        """Open a stream in the state of :meth:`export`; returns its handle.  ``any_weights`` as in ``Stream.restore``.
 
         Raises
         ------
@@ -434,7 +459,8 @@ class Pool:
             There is no room.
         """
         with self._owner:
-            states = state_from_bytes(data, self._store.read(np.array([0])))
+            like = self._store.read(np.array([0]))
+            states = state_from_bytes(data, like, self._store.fingerprint(), any_weights)
             handle = self._open()
             self._store.write(self._rows([handle]), states)  # and it has begun
             return handle

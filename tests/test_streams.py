@@ -270,10 +270,10 @@ def test_bytes_of_something_else(monkeypatch):
             stream.restore(other.save())
     with pytest.raises(fastrnn.FormatError, match="not a saved state"):
         stream.restore(b"".join(state_bytes.safetensors.chunks({"h": normal(1, 1, 5)})))
-    monkeypatch.setattr(state_bytes, "VERSION", "2")
+    monkeypatch.setattr(state_bytes, "VERSION", "3")
     newer = stream.save()
     monkeypatch.undo()
-    with pytest.raises(fastrnn.FormatError, match=r"version '2'.*reads 1; update fastrnn"):
+    with pytest.raises(fastrnn.FormatError, match=r"version '3'.*reads 1 to 2; update fastrnn"):
         stream.restore(newer)
 
 
