@@ -323,8 +323,12 @@ def check(model: Any, case: Case, how: str, seed: int) -> str:
         return str(error) or type(error).__name__
     for name in data:
         declared = next(t for t in model.inputs if t.name == name).shape
+        if axes[name][1] is None and "h" in case.inputs and declared[case.axes[names[name]][1] or 0] is not None:
+            continue  # a fixed number of steps with a state of its own is a frame
         if axes[name] != case.axes[names[name]] and declared[axes[name][1] or 0] is not None:
             raise WrongError(f"{name!r} has batch and time in {case.axes[names[name]]}, taken were {axes[name]}")
+    if len({array.shape[axes[name][1]] for name, array in data.items() if axes[name][1] is not None}) > 1:
+        return "one of the inputs has a single step here; in a stream all have the same"
     has_time = any(axes[name][1] is not None for name in data)
     sequences = {name: arranged(array, *axes[name]) for name, array in data.items()}
     steps = max((a.shape[1] for name, a in sequences.items() if axes[name][1] is not None), default=3)

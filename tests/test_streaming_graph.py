@@ -672,3 +672,14 @@ def test_lengths_and_numbers_of_steps():
 def test_a_model_without_state():
     spec = spec_of([Node("dense", "dense", ("x",), ("y",), {}, {"weight": array(2, 3)})], (None, None, 3))
     assert "has no recurrent layer, convolution or pool" in refusal(spec)
+
+
+def test_frames_whose_rows_meet():
+    """A model that declares its state is refused too where rows of the batch meet."""
+    state = (1, None, 4)
+    nodes = [
+        recurrent("gru", ("x", "h_in"), ("a", "h_out"), 3, 4, "gru"),
+        Node("softmax", "bad", ("a",), ("y",), {"axis": 0}),
+    ]
+    spec = with_states({"x": (None, 1, 3), "h_in": state}, {"y": (None, 1, 4), "h_out": state}, nodes)
+    assert "softmax 'bad' works along the batch" in refusal(spec)

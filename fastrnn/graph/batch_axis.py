@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from ..spec import GATES, Node
 from .time_axis import RULES, Given, Of, Rule, Sizes, Time, UnfollowedError, less
 
+OVER_ROWS = "runs over the batch"
+
 SAME_ROWS = ("expand", "tile", "fill")
 """Nodes that repeat what they read as often as there are rows, without having read one."""
 
@@ -84,7 +86,7 @@ def _recurrent(f: Sizes, node: Node, given: Given) -> list[Of]:
     if not isinstance(x, Time):
         raise UnfollowedError("takes a state for each row of the batch, and steps that are the same for all")
     if x.axis != rows or (single and along is not None):
-        raise UnfollowedError("runs over the batch" if x.axis == along else "reads across the batch")
+        raise UnfollowedError(OVER_ROWS if x.axis == along else "reads across the batch")
     count = 2 if node.op == "lstm" else 1
     for k, (name, of) in enumerate(zip(node.inputs[1:], given[1:])):
         if name and (

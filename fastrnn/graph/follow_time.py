@@ -13,7 +13,7 @@ import numpy as np
 from .. import operators
 from ..errors import FastrnnError
 from ..spec import GATES, ModelSpec, Node, Tensor
-from .batch_axis import batch_axis_of, becomes_rows, follow_rows
+from .batch_axis import OVER_ROWS, batch_axis_of, becomes_rows, follow_rows
 from .facts import Facts
 from .histories import CARRIES, DIRECTIONS, settle
 from .optimize import optimize
@@ -369,8 +369,9 @@ class Follower(Writer):
         for name, axis in self.axes.items():
             if axes[name] < 0:
                 self.input_problems.append(self._without_rows(name, axis))
-        for name in problems if many else ():
-            if name not in self._refused:
+        for name, reason in problems.items() if many else ():
+            # Where a frame is taken a call, what cannot be followed need not be wrong; what reads along rows is.
+            if name not in self._refused and (self.axes or reason in (FUTURE, OVER_ROWS)):
                 self.problem(name, "works along the batch")
         for tensor in self.spec.outputs:
             shape, rows, time = self._facts.shape(tensor.name), found.get(tensor.name), self.times.get(tensor.name)

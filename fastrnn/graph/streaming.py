@@ -80,6 +80,8 @@ def streamed(spec: ModelSpec, states: Mapping[str, str] | None = None) -> Stream
         if size not in (None, 1):
             raise UnsupportedError(fixed_batch(name, size, axis))
     frames = Follower(graph, {}, set(pairs), rows)
+    if frames.problems:
+        raise UnsupportedError(frames.refusal())
     return _assembled(graph, own, frames.time_axis(), frames.row_axis)
 
 
