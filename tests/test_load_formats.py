@@ -10,6 +10,7 @@ import pytest
 from cases import layer_nodes
 from published import MODELS
 
+from fastrnn import LSTM
 from fastrnn.errors import FormatError, UnsupportedError
 from fastrnn.loaders import FORMATS, find_format, load_spec, load_tensors
 
@@ -98,5 +99,4 @@ def test_layers_of_a_keras_model():
 def test_layers_of_keras_weights_without_a_configuration():
     path = models("textgenrnn", "textgenrnn_weights.hdf5")
     assert layer_nodes(path, {"rnn_1": "LSTM"})["rnn_1"].op == "lstm"
-    with pytest.raises(FormatError, match="no configuration"):
-        layer_nodes(path, ["rnn_1"])
+    assert layer_nodes(path, ["rnn_1"])["rnn_1"].op == layer_nodes(path, {"rnn_1": LSTM})["rnn_1"].op == "lstm"

@@ -20,7 +20,7 @@ from .keras_build import build_spec, find_layers, layer_spec
 from .keras_config import MODELS
 from .keras_file import LayerWeights, Version, errors_name, live_config, open_checkpoint, read_config
 from .keras_recurrent import CELLS
-from .keras_weights import CLASSES, layer_of_weights, missing_layers
+from .keras_weights import CLASSES, layer_of_weights, missing_layers, resets_after
 
 
 def load_spec(path: str | os.PathLike[str], *, config: Any = None, outputs: Iterable[str] | None = None) -> ModelSpec:
@@ -118,7 +118,10 @@ def load_layers(
             if name in open_kinds:
                 serialized = layer_of_weights(part, kind, name)
             elif isinstance(kind, str):
-                serialized = {"class_name": kind, "config": {"return_sequences": True} if kind in CELLS else {}}
+                options = {"return_sequences": True} if kind in CELLS else {}
+                if CELLS.get(kind) == "gru":
+                    options["reset_after"] = resets_after(part) or False
+                serialized = {"class_name": kind, "config": options}
             specs[name] = layer_spec(serialized, part, version, where)
         return specs
 

@@ -104,8 +104,10 @@ class LayerWeights:
         """
         found = self.found
         if self.by_path:  # Keras 2 has private attributes where Keras 3 writes their public names
-            own = {key.removeprefix("_"): key for key in found if key.startswith((f"{path}/", f"_{path}/"))}
-            found = {key[len(path) + 1 :]: found[full] for key, full in own.items()}
+            starts = (f"{path}/", f"_{path}/")
+            found = {
+                key.removeprefix(start): v for start in starts for key, v in found.items() if key.startswith(start)
+            }
         elif name:
             levels = {key: f"/{key}/".find(f"/{name}/") for key in found}
             first = min((f"/{key}"[:at].count("/") for key, at in levels.items() if at >= 0), default=0)

@@ -266,8 +266,7 @@ def _cell(class_name: str, config: Config, weights: LayerWeights, features: int 
     if op == "lstm":
         shapes = [(2 * rows,)] if cudnn_class else [(rows,), (2 * rows,)]
     elif op == "gru":
-        stored = weights.shape(2, "bias")  # two biases, where the configuration is silent
-        attrs["reset_after"] = cudnn_class or flag(config, "reset_after", stored in ((2, rows), (2 * rows,)))
+        attrs["reset_after"] = cudnn_class or flag(config, "reset_after")
         if attrs["reset_after"]:
             shapes = [(2 * rows,)] if cudnn_class else [(2, rows), (2 * rows,)]
     kernel = weights.take(0, "kernel", (features, rows))

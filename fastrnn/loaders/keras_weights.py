@@ -62,7 +62,13 @@ def layer_of_weights(weights: LayerWeights, kind: str | None, where: str) -> dic
     op = kind or fitting[0]
     config: dict[str, Any] = {"return_sequences": True} if op in GATES else {}
     if op == "gru":
-        config["reset_after"] = _resets_after(wrapped, found)
+        after = resets_after(wrapped)
+        if after is None:
+            raise UnsupportedError(
+                f"{found}, a GRU without biases, which do not tell reset_after; pass config=FILE_OR_MODEL, or"
+                ' {"class_name": "GRU", "config": {"return_sequences": True, "reset_after": ...}}'
+            )
+        config["reset_after"] = after
     if op in ("layer_norm", "batch_norm"):
         labels = _labelled(wrapped, op)
         config |= {"scale": "gamma" in labels, "center": "beta" in labels}
@@ -126,14 +132,10 @@ def _labelled(weights: LayerWeights, kind: str) -> Shapes:
     return shapes if whole else {}
 
 
-def _resets_after(weights: LayerWeights, found: str) -> bool:
+def resets_after(weights: LayerWeights) -> bool | None:
+    """What the biases of a GRU tell of ``reset_after``; None where there are none."""
     shapes = _labelled(weights, "recurrent")
-    if "bias" not in shapes:
-        raise UnsupportedError(
-            f"{found}, a GRU without biases, which do not tell reset_after; pass config=FILE_OR_MODEL, or"
-            ' {"class_name": "GRU", "config": {"return_sequences": true, "reset_after": ...}}'
-        )
-    return shapes["bias"] != shapes["kernel"][1:]
+    return shapes["bias"] != shapes["kernel"][1:] if "bias" in shapes else None
 
 
 def missing_layers(names: list[str], known: list[str]) -> FormatError:
