@@ -69,6 +69,21 @@ class Gate:
         self._opened = True
         self._may.release()
 
+    def open_when_dropped(self, scheduler_):
+        """Open when ``close`` has given up waiting and wakes the thread for that."""
+        wake, put = scheduler_._wake, scheduler_._wake.put
+
+        class Wake:
+            empty, get = wake.empty, wake.get
+
+            @staticmethod
+            def put(item):
+                if scheduler_._drop:
+                    self.open()
+                put(item)
+
+        scheduler_._wake = Wake
+
 
 @pytest.fixture
 def gated():
@@ -84,6 +99,26 @@ def gated():
     for batcher, gate in made:
         gate.open()
         batcher.close(drain=False)
+
+
+class Clock:
+    """The time that deadlines look at: it stands still until it is told to go on."""
+
+    def __init__(self):
+        self.now = time.monotonic()
+
+    def monotonic(self):
+        return self.now
+
+    perf_counter = staticmethod(time.perf_counter)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    for module in ("scheduler", "batcher_queue"):
+        monkeypatch.setattr(f"fastrnn.{module}.time", made)
+    return made
 
 
 # ---- Bits ----
@@ -267,13 +302,13 @@ def test_cancel_after_the_answer_does_nothing():
         assert same(future, sequence(3))
 
 
-def test_deadlines_in_the_queue_and_while_running(gated):
+def test_deadlines_in_the_queue_and_while_running(gated, clock):
     batcher, gate = gated(max_batch=1)
     running = batcher.submit(sequence(50), deadline=0.05)
     gate.reached()
     queued = batcher.submit(sequence(3), deadline=0.01)
     late = batcher.submit(sequence(2), deadline=1000)
-    time.sleep(0.06)
+    clock.now += 1
     gate.open()
     with pytest.raises(DeadlineError, match="after 1 of 50 steps"):
         running.result(30)
@@ -363,7 +398,7 @@ def test_an_error_reaches_only_its_request(gated):
 
 @pytest.mark.parametrize("how", ["cancel", "deadline", "error"])
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_lost_chunk_leaves_the_session_as_it_was(gated, how, begun):
+def test_a_lost_chunk_leaves_the_session_as_it_was(gated, clock, how, begun):
     batcher, gate = gated()
     gate._store = FragileStore(gate._store)
     session = batcher.open()
@@ -376,7 +411,7 @@ def test_a_lost_chunk_leaves_the_session_as_it_was(gated, how, begun):
     gate.reached()
     if how == "cancel":
         lost.cancel()
-    time.sleep(0.06 if how == "deadline" else 0)
+    clock.now += 1
     gate.open()
     with pytest.raises((CancelledError, DeadlineError, BrokenInputError)):
         lost.result(30)
@@ -730,7 +765,7 @@ def test_close_drops_what_it_may_not_wait_for(gated, options):
     futures = [batcher.submit(sequence(40)) for _ in range(5)]
     futures += [session.submit(sequence(40)), session.submit(sequence(40))]
     gate.reached()
-    threading.Timer(0.1, gate.open).start()
+    gate.open_when_dropped(batcher._scheduler)
     batcher.close(**options)
     for future in futures:
         with pytest.raises(ClosedError, match="before the request was answered"):
@@ -743,7 +778,7 @@ def test_an_error_in_the_with_block_drops_requests(gated):
     batcher, gate = gated()
     future = batcher.submit(sequence(1000))
     gate.reached()
-    threading.Timer(0.1, gate.open).start()
+    gate.open_when_dropped(batcher._scheduler)
     with pytest.raises(ZeroDivisionError), batcher:
         raise ZeroDivisionError
     with pytest.raises(ClosedError):
