@@ -4,6 +4,7 @@ from . import errors, reference
 from .batcher import Batcher
 from .cells import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from .errors import (
+    ArgumentError,
     ClosedError,
     ConcurrentUseError,
     DeadlineError,
@@ -25,7 +26,7 @@ from .verify import verify
 __version__ = _version()
 
 __all__ = [
-    "GRU", "LSTM", "RNN", "Activation", "BatchNorm", "Batcher", "ClosedError", "ConcurrentUseError",
+    "GRU", "LSTM", "RNN", "Activation", "ArgumentError", "BatchNorm", "Batcher", "ClosedError", "ConcurrentUseError",
     "DeadlineError", "Dense", "Embedding", "FastrnnError", "FormatError", "GRUCell", "LSTMCell", "LayerNorm",
     "Masking", "Model", "Pool", "PoolFullError", "QueueFullError", "RNNCell", "Sequential", "ShapeError", "Stream",
     "UnknownStreamError", "UnsupportedError", "__version__", "errors", "from_keras", "from_onnx", "from_torch",

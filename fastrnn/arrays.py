@@ -26,7 +26,10 @@ def as_array(value: Any) -> np.ndarray:
             return np.from_dlpack(value)
         except (BufferError, RuntimeError, TypeError):
             pass  # not on the CPU, or of a dtype that NumPy has no word for: the array protocol may still know
-    return np.asarray(value)
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ShapeError(f"not an array: {error}; rows of different lengths have to be padded") from None
 
 
 def refuse_packed(value: Any) -> None:
@@ -63,8 +66,8 @@ def as_float32(value: Any, name: str) -> np.ndarray:
     """
     try:
         array = as_array(value)
-    except ValueError as error:  # rows of different lengths
-        raise ShapeError(f"{name} is not an array: {error}") from None
+    except ShapeError as error:  # rows of different lengths
+        raise ShapeError(f"{name} is {error}") from None
     if not np.can_cast(array.dtype, F32, "same_kind"):
         raise ShapeError(f"{name} must hold real numbers (float32, or what casts to it), got dtype {array.dtype}")
     return c_array(array, F32)

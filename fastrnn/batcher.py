@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from .arguments import MOST, described
 from .batcher_answers import Answer
 from .batcher_queue import Request, SessionState
 from .batcher_stats import BatcherStats
+from .errors import ArgumentError
 from .scheduler import Scheduler
 from .streams import length_of, store_of
 
@@ -85,7 +87,7 @@ class Batcher:
     ):
         seconds = _number(tick, "tick")
         if not 0 < seconds < math.inf:
-            raise ValueError(f"tick must be seconds above 0, got {tick!r}")
+            raise ArgumentError(f"tick must be seconds above 0, got {described(tick)}")
         self._scheduler = Scheduler(
             lambda capacity: store_of(network, capacity, constants, states),
             _whole(max_batch, "max_batch", 1),
@@ -155,7 +157,7 @@ class Batcher:
         x = {name: np.array(a) for name, a in x.items()} if isinstance(x, Mapping) else np.array(x)
         level = _number(priority, "priority")
         if math.isinf(level):
-            raise ValueError(f"priority must be finite, got {priority!r}")
+            raise ArgumentError(f"priority must be finite, got {described(priority)}")
         future = Answer(None if at_once else scheduler.callbacks.call)
         request = Request(
             future,
@@ -264,13 +266,13 @@ class Session:
 def _number(value: Any, name: str) -> float:
     """A float of NumPy or Python's own, without what a subclass may do when it is compared."""
     if not isinstance(value, Real):
-        raise ValueError(f"{name} must be a number, got {value!r}")
+        raise ArgumentError(f"{name} must be a number, got {described(value)}")
     try:
         number = float(value)
     except OverflowError:
         number = math.nan
     if math.isnan(number):
-        raise ValueError(f"{name} must be a number, got {value!r}")
+        raise ArgumentError(f"{name} must be a number, got {described(value)}")
     return number
 
 
@@ -279,6 +281,6 @@ def _whole(value: Any, name: str, least: int) -> int:
         number = int(operator.index(value))
     except TypeError:
         number = least - 1
-    if number < least:
-        raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")
+    if not least <= number <= MOST:
+        raise ArgumentError(f"{name} must be a whole number from {least}, got {described(value)}")
     return number

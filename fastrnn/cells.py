@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ShapeError, UnsupportedError
+from .arguments import checked, near
+from .errors import ArgumentError, ShapeError, UnsupportedError
 from .layers import make_node
 from .recurrent import Cell, Recurrent
 from .spec import GATES, OPS, Node, activation, weight_suffixes
@@ -53,7 +54,9 @@ def _recurrent_node(op: str, name: str, weights: dict[str, Any], options: dict[s
     unknown = sorted(set(options) - set(known))
     if unknown:
         what = f"a single {op} cell" if cell else op
-        raise TypeError(f"unknown option(s) of {what}: {', '.join(unknown)}; known: {', '.join(known)}")
+        raise ArgumentError(
+            f"unknown option(s) of {what}: {', '.join(unknown)}; known: {', '.join(known)}{near(unknown[0], known)}"
+        )
     direction = _direction(options)
     directions = 2 if direction == "bidirectional" else 1
     count = max(1, len(_parts("weight_ih", weights["weight_ih"])) // directions)
@@ -153,6 +156,7 @@ class LSTM(Recurrent):
     gates = len(GATES["lstm"])
     has_c = True
 
+    @checked()
     def __init__(
         self,
         weight_ih: Any,
@@ -180,6 +184,7 @@ class LSTM(Recurrent):
 class _Plain(Recurrent):
     """What GRU and RNN are made from: no projection, no peepholes."""
 
+    @checked()
     def __init__(
         self,
         weight_ih: Any,

@@ -17,6 +17,13 @@ class ShapeError(FastrnnError, ValueError):
     """An array has the wrong shape, dtype or layout for what it is used as."""
 
 
+class ArgumentError(FastrnnError, TypeError, ValueError):
+    """A call has an option that does not exist, or a value of a kind or size that it does not take.
+
+    A TypeError and a ValueError, as Python's own functions raise either for that.
+    """
+
+
 class ConcurrentUseError(FastrnnError):
     """An object with a single owner was used by two threads at once."""
 

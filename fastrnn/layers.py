@@ -13,8 +13,9 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from . import _core, runtime
+from .arguments import checked, described
 from .arrays import F32, as_array, as_float32, c_array, is_whole
-from .errors import ShapeError
+from .errors import ArgumentError, ShapeError
 from .float_mode import FloatMode, in_default_mode
 from .lazy_array import LazyArray, in_memory
 from .spec import OPS, ROW_ACTIVATIONS, Node, activation
@@ -30,6 +31,16 @@ def make_node(op: str, name: str, weights: dict[str, Any], attrs: dict[str, Any]
     Weights are copied: users may write to their arrays, and mapped ones end the process where their file is cut.
     """
     arrays = {key: np.array(as_float32(value, key)) for key, value in weights.items() if value is not None}
+    missing = [key for key in OPS[op].weights if weights.get(key, "") is None]
+    sizes = [f"{key} is {described(weights[key])}" for key, array in arrays.items() if array.ndim == 0]
+    sizes += [f"{key} is None" for key in missing]
+    if sizes:
+        raise ArgumentError(
+            f"{op} {name!r} is made of trained weights, as arrays; {', '.join(sizes)}. from_torch, from_keras and load"
+            " make layers with their weights"
+        )
+    if (form := attrs.get("activation")) is not None:
+        activation(form)  # an error here, before it is compared
     given = {key: value for key, value in attrs.items() if value != OPS[op].attrs[key]}
     plain = [tuple(n.rstrip("?") for n in names) for names in (OPS[op].inputs, OPS[op].outputs)]
     return Node(op, name, plain[0], plain[1], given, arrays)
@@ -56,6 +67,8 @@ class Layer:
 
     @in_default_mode
     def __init__(self, node: Node, backend: str | None = None):
+        if not isinstance(node, Node):
+            raise ArgumentError(f"a layer is built from a Node, got {described(node)}")
         given = node
         weights = {key: as_float32(in_memory(value), key) for key, value in node.weights.items()}
         self.node = node = replace(node, weights=weights)
@@ -97,6 +110,7 @@ class Layer:
         """Bytes of packed weights."""
         return sum(array.nbytes for array in self.arrays)
 
+    @checked(batch=1, seq_len=1)
     def explain(self, batch: int = 1, seq_len: int = 100) -> dict[str, Any]:
         """How the layer runs in a call of this size: kernel, backend, bytes of weights, and more where it is known."""
         return {
@@ -194,12 +208,13 @@ class Dense(Stateless):
 
     op = "dense"
 
+    @checked()
     def __init__(
         self,
         weight: Any,
         bias: Any = None,
         *,
-        activation: Any = "linear",
+        activation: str | tuple | list = "linear",
         name: str = "dense",
         backend: str | None = None,
     ):
@@ -235,6 +250,7 @@ class Dense(Stateless):
     def nbytes(self) -> int:
         return self._handle.nbytes
 
+    @checked(batch=1, seq_len=1)
     def explain(self, batch: int = 1, seq_len: int = 100) -> dict[str, Any]:
         return super().explain(batch, seq_len) | {"backend": self._used_backend, "isa": self._kernels.isa}
 
@@ -259,6 +275,7 @@ class Embedding(Stateless):
 
     op = "embedding"
 
+    @checked()
     def __init__(self, weight: Any, *, mask_zero: bool = False, name: str = "embedding"):
         super().__init__(make_node("embedding", name, {"weight": weight}, {"mask_zero": mask_zero}))
 
@@ -292,6 +309,7 @@ class Masking(Stateless):
 
     op = "masking"
 
+    @checked()
     def __init__(self, mask_value: float = 0.0, *, name: str = "masking"):
         super().__init__(make_node("masking", name, {}, {"mask_value": mask_value}))
 
@@ -321,6 +339,7 @@ class LayerNorm(Stateless):
 
     op = "layer_norm"
 
+    @checked()
     def __init__(
         self,
         weight: Any = None,
@@ -331,7 +350,7 @@ class LayerNorm(Stateless):
         name: str = "layer_norm",
     ):
         weights = {"weight": weight, "bias": bias}
-        shaped = next((np.ndim(array) for array in weights.values() if array is not None), None)
+        shaped = next((as_array(array).ndim for array in weights.values() if array is not None), None)
         if None not in (axes, shaped) and axes != shaped:
             raise ShapeError(f"layer_norm {name!r}: axes is {axes!r}, weight and bias have {shaped}; leave axes out")
         attrs = {"eps": eps, "axes": 1 if axes is None else axes}
@@ -382,6 +401,7 @@ class BatchNorm(Stateless):
 
     op = "batch_norm"
 
+    @checked()
     def __init__(
         self,
         mean: Any,
@@ -466,7 +486,8 @@ class Activation(Stateless):
 
     op = "activation"
 
-    def __init__(self, activation: Any, *, name: str = "activation"):
+    @checked()
+    def __init__(self, activation: str | tuple | list, *, name: str = "activation"):
         super().__init__(make_node("activation", name, {}, {"activation": activation}))
 
     def _build(self) -> None:

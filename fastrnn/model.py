@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from . import _core, cells, runtime
+from .arguments import advice, checked, described, near
 from .arrays import as_array, as_float32, is_whole
 from .engine import Convolution, Executable
-from .errors import FormatError, ShapeError, UnsupportedError
+from .errors import ArgumentError, FormatError, ShapeError, UnsupportedError
 from .explain import explain
 from .fingerprint import Fingerprint, of_model
 from .float_mode import in_default_mode
@@ -100,6 +101,7 @@ class Model:
         Layers by name, in running order.
     """
 
+    @checked()
     @in_default_mode
     def __init__(
         self,
@@ -169,6 +171,10 @@ class Model:
             Nodes cannot respect lengths; all of them are named.
         """
         if self._bare is not None and not (named and (named.keys() - LAYER_OPTIONS) & self._names_taken):
+            if named and (unknown := sorted(named.keys() - LAYER_OPTIONS)):
+                known = sorted(LAYER_OPTIONS | self._names_taken)
+                hint = near(unknown[0], known)
+                raise ArgumentError(f"no input or option {unknown[0]!r}{hint}; known: {', '.join(known)}")
             return self._bare(*inputs, **named)
         feeds, lengths = dict(zip(self._input_names, inputs)), None
         if named:
@@ -208,19 +214,35 @@ class Model:
         UnsupportedError
             Nodes cannot respect lengths; all of them are named.
         """
-        wanted = self._output_names if outputs is None else [outputs] if isinstance(outputs, str) else list(outputs)
-        unknown = [name for name in wanted if name not in self._output_names]
-        if unknown:
-            raise ShapeError(
-                f"no output named {', '.join(map(repr, unknown))}; the model has {self._names(self.outputs)}"
-            )
+        wanted = self._wanted(outputs)
+        if not isinstance(feeds, Mapping):
+            raise ArgumentError(self._no_mapping(feeds))
         if lengths is not None and "lengths" in self._names_taken:
             feeds, lengths = {"lengths": lengths, **feeds}, None
         values = dict(zip(self._output_names, self._run(self._executable, feeds, lengths)))
         return {name: values[name] for name in wanted}
 
+    def _wanted(self, outputs: str | Iterable[str] | None) -> list[str]:
+        """Names of the outputs that are asked for."""
+        if outputs is None:
+            return self._output_names
+        wanted = [outputs] if isinstance(outputs, str) or not isinstance(outputs, Iterable) else list(outputs)
+        unknown = [name for name in wanted if not isinstance(name, str) or name not in self._output_names]
+        if unknown:
+            raise ShapeError(
+                f"no output named {', '.join(map(described, unknown))}; the model has {self._names(self.outputs)}"
+                f"{near(unknown[0], self._output_names)}"
+            )
+        return wanted
+
+    def _no_mapping(self, feeds: Any) -> str:
+        names = ", ".join(f"{name!r}: array" for name in self._input_names)
+        return f"run takes a dict of arrays by input name, got {described(feeds)}; write model.run({{{names}}})"
+
     def trace(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Run by names and return every tensor of the graph that runs (``self.graph``), the inputs included."""
+        if not isinstance(feeds, Mapping):
+            raise ArgumentError(self._no_mapping(feeds))
         written = [name for node in self.graph.nodes for name in node.outputs if name]
         given = [name for name in self._input_names if feeds.get(name) is not None]
         made = list(dict.fromkeys([*given, *self.graph.constants, *written]))
@@ -261,12 +283,14 @@ class Model:
     def _complete(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """All inputs, absent ones as None."""
         names = self._input_names
-        wrong = sorted(set(feeds) - set(names))
+        wrong = sorted(str(name) for name in feeds if name not in names)
         missing = sorted(name for name in names if feeds.get(name) is None and name not in self._optional)
         if wrong or missing:
             parts = [f"unknown: {', '.join(wrong)}"] if wrong else []
             parts += [f"missing: {', '.join(missing)}"] if missing else []
-            raise ShapeError(f"inputs do not fit ({'; '.join(parts)}); the model takes {self._names(self.inputs)}")
+            hint = near(wrong[0], missing or names) if wrong else ""
+            taken = self._names(self.inputs)
+            raise ShapeError(f"inputs do not fit ({'; '.join(parts)}); the model takes {taken}{hint}")
         return {name: feeds.get(name) for name in names}
 
     def _take(self, name: str, value: Any) -> np.ndarray | None:
@@ -316,6 +340,7 @@ class Model:
         arrays = weights | dict(self.spec.all_constants())
         return {name: from_file(array) for name, array in arrays.items()}
 
+    @checked(batch=1, seq_len=1)
     def explain(self, batch: int = 1, seq_len: int = 100) -> list[dict[str, Any]]:
         """What runs each node in a call of this size.
 
@@ -388,6 +413,9 @@ class Model:
         """States of ``capacity`` streams, for :mod:`fastrnn.streams`."""
         if self._bare is not None:
             return self._bare.store(capacity, constants, states)
+        for name, given in (("constants", constants), ("states", states)):
+            if not isinstance(given, (Mapping, type(None))):
+                raise ArgumentError(f"{name} is {described(given)}, expected a dict by names of inputs")
         return ModelStore(self, capacity, constants or {}, states)
 
     def __reduce__(self) -> tuple[Callable[..., Model], tuple[Any, ...]]:
@@ -469,8 +497,10 @@ def Sequential(*layers: Layer) -> Model:  # noqa: N802 (it stands where a class 
     """
     strange = [type(layer).__name__ for layer in layers if not isinstance(layer, Layer)]
     if strange:
-        raise TypeError(
+        hint = "; write Sequential(*layers)" if isinstance(layers[0], (list, tuple)) else ""
+        raise ArgumentError(
             f"a model is made of fastrnn's layers, got {', '.join(strange)}; from_torch and from_keras convert others"
+            f"{hint}"
         )
     backends = {layer._backend for layer in layers} - {None}
     if len(backends) > 1:
@@ -511,6 +541,8 @@ def as_model(layer: Layer | Model) -> Model:
     """A model of one layer; a model is returned as it is."""
     if isinstance(layer, Model):
         return layer
+    if not isinstance(layer, Layer):
+        raise ArgumentError(f"expected a model or a layer of fastrnn, got {described(layer)}{advice(layer)}")
     node = layer.node
     final = isinstance(layer, Recurrent)
     outputs = [Tensor(name, None) for name in (node.outputs if final else node.outputs[:1])]
@@ -522,6 +554,7 @@ def as_model(layer: Layer | Model) -> Model:
     return Model(ModelSpec([node], inputs, outputs, nested_state=final), backend=layer._backend, threads=layer.threads)
 
 
+@checked()
 @in_default_mode
 def load(
     path: str | os.PathLike[str],
@@ -594,9 +627,14 @@ def _replay(model: Model, path: str | os.PathLike[str]) -> None:
         )
 
 
+@checked()
 @in_default_mode
 def load_layers(
-    path: str | os.PathLike[str], names: Any, *, backend: str | None = None, **options: Any
+    path: str | os.PathLike[str],
+    names: str | Iterable[str] | Mapping[str, Any],
+    *,
+    backend: str | None = None,
+    **options: Any,
 ) -> dict[str, Layer | Model]:
     """Single layers of a file by name, wherever they stand in it.
 
@@ -623,6 +661,7 @@ def _single(spec: ModelSpec, backend: str | None) -> Layer | Model:
     return build_layer(spec.nodes[0], backend) if known else Model(spec, backend=backend)
 
 
+@checked()
 @in_default_mode
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The raw arrays of any model file by their names in it; those of nested dictionaries are joined with dots.
@@ -639,6 +678,7 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return loaders.load_tensors(path)
 
 
+@checked()
 @in_default_mode
 def from_torch(
     module: Any, *, backend: str | None = None, threads: int | None = None, dtype: str = "float32", **options: Any
@@ -663,6 +703,11 @@ def from_torch(
     from .loaders import torch as loader
 
     _check_dtype(dtype)
+    known = ("prefix", "nonlinearity", "example_inputs")
+    if unknown := sorted(set(options) - set(known)):
+        raise ArgumentError(
+            f"from_torch has no option {unknown[0]!r}{near(unknown[0], (*known, 'backend', 'threads', 'dtype'))}"
+        )
     spec = loader.from_object(module, **options)
     spec.validate()
     if loader.is_layer(module) and len(spec.nodes) == 1:
@@ -672,6 +717,7 @@ def from_torch(
     return Model(spec, backend=backend, threads=threads)
 
 
+@checked()
 @in_default_mode
 def from_keras(
     model_or_layer: Any,
@@ -688,6 +734,7 @@ def from_keras(
     return Model(loader.from_object(model_or_layer, outputs=outputs), backend=backend, threads=threads)
 
 
+@checked()
 @in_default_mode
 def from_onnx(
     model: Any,
@@ -707,6 +754,7 @@ def from_onnx(
     return Model(loader.from_object(model, outputs=outputs), backend=backend, threads=threads)
 
 
+@checked()
 @in_default_mode
 def save(model: Model | Layer, path: str | os.PathLike[str], *, recorded: Mapping[str, Any] | None = None) -> None:
     """Write a model as ``.frnn``: safetensors with the graph in its metadata.

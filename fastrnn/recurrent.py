@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import _core, runtime
+from .arguments import checked, described
 from .arrays import F32, as_array, as_float32, check_out, refuse_packed
 from .errors import ShapeError, UnsupportedError
 from .fingerprint import Fingerprint, of_layer
@@ -177,6 +178,7 @@ class Recurrent(Layer):
     def nbytes(self) -> int:
         return self._handle.nbytes
 
+    @checked(batch=1, seq_len=1)
     def explain(self, batch: int = 1, seq_len: int = 100) -> dict[str, Any]:
         """How a call of this size runs: kernel, backend, instruction set, split over threads, bytes of weights.
 
@@ -302,10 +304,11 @@ class Recurrent(Layer):
 
     def store(self, capacity: int, constants: Any = None, states: Any = None) -> Store:
         """States of ``capacity`` streams, for :mod:`fastrnn.streams`."""
-        if constants or states:
+        if constants is not None or states is not None:
             raise UnsupportedError("constants= and states= are for models; a layer knows its own states")
         return LayerStore(self, capacity)
 
+    @checked(batch=1, seq_len=1)
     def warmup(self, batch: int, seq_len: int) -> None:
         """Take the memory and start the threads that a call of this size needs, so that the first real one is fast."""
         x = np.zeros((batch, seq_len, self.input_size) if self.batch_first else (seq_len, batch, self.input_size), F32)
@@ -355,8 +358,8 @@ class Recurrent(Layer):
         return h, (np.empty((self._states, batch, self.hidden_size), np.float32) if self.has_c else None)
 
     def _check_outputs(self, outputs: str) -> bool:
-        if outputs not in ("all", "last"):
-            raise ShapeError(f'outputs must be "all" or "last", got {outputs!r}')
+        if not isinstance(outputs, str) or outputs not in ("all", "last"):
+            raise ShapeError(f'outputs must be "all" or "last", got {described(outputs)}')
         return outputs == "last"
 
     def _take_out(

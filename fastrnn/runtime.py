@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from . import _core
-from .errors import UnsupportedError
+from .arguments import described, near
+from .errors import ArgumentError, UnsupportedError
 
 BACKENDS = ("packed", "blas")
 
@@ -119,7 +120,7 @@ def check_threads(n: Any, source: str) -> int:
     except (TypeError, ValueError, OverflowError):
         count = 0
     if count < 1 or (isinstance(n, float) and n != count):
-        raise ValueError(f"{source} must be a whole number of at least 1, got {n!r}")
+        raise ArgumentError(f"{source} must be a whole number of at least 1, got {described(n)}")
     return min(count, MAX_THREADS)
 
 
@@ -159,8 +160,8 @@ def choose_backend(name: str | None) -> str:
     """
     if name is None:
         return BACKENDS[0]
-    if name not in BACKENDS:
-        raise UnsupportedError(f"unknown backend {name!r}; known: {', '.join(BACKENDS)}")
+    if not isinstance(name, str) or name not in BACKENDS:
+        raise UnsupportedError(f"unknown backend {described(name)}; known: {', '.join(BACKENDS)}{near(name, BACKENDS)}")
     if name == "blas" and (problem := _blas_problem()):
         raise UnsupportedError(
             f'backend="blas" needs SciPy\'s BLAS, which could not be loaded ({problem}); '

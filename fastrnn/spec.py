@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import numpy as np
@@ -267,7 +267,11 @@ def activation(value: str | tuple | list) -> tuple[str, float, float]:
     >>> activation(("leaky_relu", 0.3))
     ('leaky_relu', 0.3, 0.0)
     """
-    name, *given = (value,) if isinstance(value, str) else value
+    parts = value if isinstance(value, (tuple, list)) and value else (value,)
+    name, *given = parts
+    if not isinstance(name, str) or not all(n is None or isinstance(n, Real) for n in given):
+        known = ", ".join(ACTIVATIONS)
+        raise FormatError(f"an activation is a name, or a name and numbers, got {str(value)[:80]}; known: {known}")
     if name not in ACTIVATIONS:
         raise FormatError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
     numbers = [default if k >= len(given) or given[k] is None else float(given[k])

@@ -5,6 +5,7 @@ Results have the same bits as those of whole sequences, whatever they are cut in
 
 from __future__ import annotations
 
+import math
 import operator
 import secrets
 import time
@@ -15,8 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from . import _core
+from .arguments import advice, checked, described
 from .arrays import INT64, as_array, c_array
-from .errors import PoolFullError, ShapeError, UnknownStreamError, UnsupportedError
+from .errors import ArgumentError, PoolFullError, ShapeError, UnknownStreamError, UnsupportedError
 from .fingerprint import Fingerprint
 from .loaders.state_bytes import state_from_bytes, state_to_bytes
 
@@ -86,7 +88,7 @@ def store_of(network: Any, capacity: int, constants: Any = None, states: Any = N
     if make is None:
         raise UnsupportedError(
             f"a stream, a pool and a batcher take a recurrent layer or a model, got {type(network).__name__};"
-            " Sequential(...) makes a model of layers"
+            f" Sequential(...) makes a model of layers{advice(network)}"
         )
     store: Store = make(capacity, constants, states)
     return store
@@ -99,7 +101,7 @@ def _count(value: Any, name: str, most: int = MAX_CAPACITY) -> int:
     except TypeError:
         count = 0
     if not 1 <= count <= most:
-        raise ShapeError(f"{name} must be a whole number from 1 to {most}, got {value!r}")
+        raise ShapeError(f"{name} must be a whole number from 1 to {most}, got {described(value)}")
     return count
 
 
@@ -197,6 +199,7 @@ class Stream:
         with self._owner:
             return state_to_bytes(self._store.read(None), self._store.fingerprint())
 
+    @checked()
     def restore(self, data: bytes, any_weights: bool = False) -> None:
         """Set the state from the bytes of :meth:`save`, or with a batch of 1 from those of :meth:`Pool.export`.
 
@@ -253,6 +256,8 @@ class Pool:
         states: Any = None,
     ):
         capacity = _count(capacity, "capacity")
+        if not isinstance(idle_limit, (int, float, type(None))) or isinstance(idle_limit, bool):
+            raise ArgumentError(f"idle_limit is {described(idle_limit)}, expected seconds")
         self.network, self.idle_limit = network, idle_limit
         self._store = store_of(network, capacity, constants, states)
         check_shared(self._store)
@@ -316,6 +321,7 @@ class Pool:
         self._generations[rows] = -1 - self._generations[rows] % MAX_GENERATION
         self._free.extend(rows.tolist())
 
+    @checked()
     def close_idle(self, seconds: float | None = None) -> int:
         """Close streams that no call has named for ``seconds`` (default: ``idle_limit``); returns how many."""
         with self._owner:
@@ -325,6 +331,8 @@ class Pool:
         limit = self.idle_limit if seconds is None else seconds
         if limit is None:
             raise ShapeError("close_idle() needs seconds, as the pool has no idle_limit")
+        if not 0 <= limit < math.inf:
+            raise ArgumentError(f"idle streams are closed after seconds from 0, got {described(limit)}")
         last = time.monotonic_ns() - int(limit * 1e9)
         rows = np.flatnonzero((self._generations > 0) & (self._stamps <= last))
         self._close(rows)
@@ -448,6 +456,7 @@ class Pool:
         with self._owner:
             return state_to_bytes(self._store.read(self._resting(handle)), self._store.fingerprint())
 
+    @checked()
     def restore(self, data: bytes, any_weights: bool = False) -> int:
         """Open a stream in the state of :meth:`export`; returns its handle.  ``any_weights`` as in ``Stream.restore``.
 

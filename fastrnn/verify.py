@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .arguments import checked
 from .arrays import as_array
 from .errors import ShapeError, UnsupportedError
 from .float_mode import in_default_mode
@@ -85,6 +86,7 @@ class Report:
         return "\n".join([table(head, rows), *lines])
 
 
+@checked(batch=1, seq_len=1, seed=0)
 @in_default_mode
 def verify(
     model: Any,
@@ -133,7 +135,7 @@ def verify(
     UnsupportedError
         ``against`` is none of the above.
     """
-    model = model if hasattr(model, "trace") else as_model(model)
+    model = as_model(model)
     spec: ModelSpec = with_arrays(model.spec, from_file)  # a file that has changed is nothing to compare with
     if isinstance(against, str) and against == "recorded":
         if not spec.recorded:

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "fastrnn"
 
 LADDER = (
     {"errors", "run_limits"},
-    {"file_writer", "lazy_array", "_core", "_blas"},
+    {"arguments", "file_writer", "lazy_array", "_core", "_blas"},
     {"float_mode"},
     {"spec", "arrays", "array_files"},
     {"onnx_operator", "fingerprint"},

@@ -185,6 +185,12 @@ class Executable:
         except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
             if isinstance(error, FastrnnError):
                 raise
+            absent = [name for name in node.inputs if name and name not in values]
+            if absent:
+                raise ShapeError(
+                    f"{node.op} {node.name!r} cannot run without {', '.join(absent)}: it is, or depends on, an optional"
+                    " input of the model that was not given"
+                ) from None
             shapes = ", ".join("-" if value is None else f"{value.dtype} {value.shape}" for value in given)
             raise ShapeError(f"{node.op} {node.name!r} cannot run on {shapes}: {error}") from None
         values.update((name, value) for name, value in zip(node.outputs, made) if name)

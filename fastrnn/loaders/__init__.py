@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arguments import described, near
 from ..errors import FastrnnError, FormatError, UnsupportedError
 from ..file_writer import check_target
 from ..spec import GATES, ModelSpec, Node, Tensor
@@ -240,6 +241,8 @@ def load_layer_specs(
 
     if isinstance(names, str):
         raise UnsupportedError(f"names is the text {names!r}, expected a list of names or a mapping; write [{names!r}]")
+    if strange := [name for name in names if not isinstance(name, str)]:
+        raise UnsupportedError(f"names of layers are texts, got {described(strange[0])}")
     row = find_format(path)
     _check_options(path, row, options, row.layer_options)
     module = _module(row)
@@ -304,8 +307,12 @@ def _check_options(
     if unknown:
         raise UnsupportedError(
             f"{os.fspath(path)!r} is read as {row.name}, which has no option {name_list(unknown)} here;"
-            f" its options: {', '.join(known) or 'none'}"
+            f" its options: {', '.join(known) or 'none'}{near(unknown[0], (*known, *OF_ALL_FORMATS))}"
         )
+
+
+OF_ALL_FORMATS = ("backend", "threads", "dtype", "verify")
+"""Options of ``fastrnn.load``, whatever the file."""
 
 
 def _module(row: Format) -> Any:

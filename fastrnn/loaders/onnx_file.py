@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arguments import advice, described
 from ..errors import FormatError, UnsupportedError
 from .files import Data, File, need, short, view_array
 from .limits import MAX_NAME_LENGTH, MAX_NESTING, MAX_PROTO, MAX_SHARING, MAX_TENSORS, check_shape
@@ -61,6 +62,11 @@ class OnnxFile:
         if isinstance(source, onnx.ModelProto):
             self.model, self.size = source, source.ByteSize()
         else:
+            if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
+                raise UnsupportedError(
+                    "expected the path or the bytes of an ONNX file, or a ModelProto, got"
+                    f" {described(source)}{advice(source)}"
+                )
             if isinstance(source, (bytes, bytearray, memoryview)):
                 data: Data = memoryview(source).cast("B")
             else:
