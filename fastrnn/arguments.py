@@ -97,7 +97,7 @@ def _form(function: Callable[..., Any]) -> str:
     parts = []
     for p in inspect.signature(function).parameters.values():
         if p.name != "self":
-            stars = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+            stars = "*" if p.kind is p.VAR_POSITIONAL else "**" if p.kind is p.VAR_KEYWORD else ""
             parts.append(f"{stars}{p.name}" + ("" if p.default is p.empty else f"={p.default!r}"))
     owner, _, name = function.__qualname__.rpartition(".")
     return f"{owner if name == '__init__' else name}({', '.join(parts)})"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import _core
-from .arrays import as_float32, check_out
+from .arrays import as_array, as_float32, check_out
 from .errors import ShapeError, UnsupportedError
 from .fingerprint import Fingerprint
 from .streams import Rows
@@ -38,7 +38,7 @@ class LayerStore:
         self.bytes_a_row = sum(array.nbytes for array in self._arrays()) // max(capacity, 1)
 
     def is_sequence(self, x: Any) -> bool:
-        return np.ndim(x) == 2
+        return as_array(x).ndim == 2
 
     def _arrays(self) -> list[np.ndarray]:
         return [self._states.h, self._states.c] if self._states.c is not None else [self._states.h]

@@ -369,6 +369,7 @@ class Model:
         pairs = tuple((k, written.get(states[t.name])) for k, t in enumerate(self.inputs) if t.name in states)
         return self._fingerprint.of(fixed, pairs)
 
+    @checked()
     def streamed(self, states: Mapping[str, str] | None = None) -> tuple[Streamed, Model]:
         """The model that carries its state from call to call, for :mod:`fastrnn.model_store`; made once."""
         key = None if states is None else frozenset(states.items())

@@ -94,7 +94,7 @@ class ModelStore:
     def is_sequence(self, x: Any) -> bool:
         name = self._inputs[0].name
         part: Any = x.get(name) if isinstance(x, Mapping) else x
-        return np.ndim(part) == len(self._frame(name)) + 1
+        return as_array(part).ndim == len(self._frame(name)) + 1
 
     # ---- running ----
 

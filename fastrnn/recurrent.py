@@ -233,14 +233,14 @@ class Recurrent(Layer):
             if done is not None:
                 return done
         refuse_packed(x)
-        if isinstance(x, (list, tuple)) and (not x or np.ndim(x[0]) == 2):
+        if isinstance(x, (list, tuple)) and (not x or as_array(x[0]).ndim == 2):
             x, lengths = self._pad(x, lengths, mask)
         x = as_float32(x, "x")
         unbatched = x.ndim == 2
         if unbatched:
             x = x[None] if self.batch_first else x[:, None]
-            mask = as_array(mask)[None] if mask is not None and np.ndim(mask) == 1 else mask
-            lengths = [lengths] if lengths is not None and np.ndim(lengths) == 0 else lengths
+            mask = as_array(mask)[None] if mask is not None and as_array(mask).ndim == 1 else mask
+            lengths = [lengths] if lengths is not None and as_array(lengths).ndim == 0 else lengths
         if x.ndim != 3 or x.shape[2] != self.input_size:
             raise ShapeError(self._x_message(x, unbatched))
         batch, seq_len = x.shape[:2] if self.batch_first else (x.shape[1], x.shape[0])
@@ -477,7 +477,7 @@ class Recurrent(Layer):
         if all(s is None for s in states):
             return None
         given = next(s for s in states if s is not None)
-        batch = given.shape[-2] if np.ndim(given) > 1 else 1
+        batch = given.shape[-2] if as_array(given).ndim > 1 else 1
         parts = []
         for part, shape in zip([*states, *[None] * 2], self._state_shapes(batch)):
             parts.append(

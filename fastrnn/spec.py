@@ -267,14 +267,15 @@ def activation(value: str | tuple | list) -> tuple[str, float, float]:
     >>> activation(("leaky_relu", 0.3))
     ('leaky_relu', 0.3, 0.0)
     """
-    parts = value if isinstance(value, (tuple, list)) and value else (value,)
-    name, *given = parts
+    parts: Any = value if isinstance(value, (tuple, list)) and value else (value,)
+    name: Any = parts[0]
+    given = parts[1:]
     if not isinstance(name, str) or not all(n is None or isinstance(n, Real) for n in given):
         known = ", ".join(ACTIVATIONS)
         raise FormatError(f"an activation is a name, or a name and numbers, got {str(value)[:80]}; known: {known}")
     if name not in ACTIVATIONS:
         raise FormatError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
-    numbers = [default if k >= len(given) or given[k] is None else float(given[k])
+    numbers: list[Any] = [default if k >= len(given) or given[k] is None else float(given[k])
                for k, default in enumerate(ACTIVATIONS[name])]  # fmt: skip
     return (name, *numbers)
 

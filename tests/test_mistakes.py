@@ -82,7 +82,7 @@ MISTAKES = {
     "trace of an array": (lambda: network().trace(X), "dict of arrays by input name"),
     "an option of no model": (lambda: network()(X, state=None), "unknown: state"),
     "nearly an option of a layer": (lambda: fastrnn.model.as_model(lstm())(X, lengts=[1, 2]), "did you mean 'lengths'"),
-    "an absent option": (lambda: with_an_option()(X, np.zeros((1, 2, 2))), "the model takes 3 input"),
+    "an absent option": (lambda: with_an_option()(X, np.zeros((1, 2, 2))), r"missing: x\); the model takes"),
     "explain of no rows": (lambda: lstm().explain(-1), "batch is -1, expected a whole number from 1"),
     "explain of no steps": (lambda: network().explain(1, 0), "seq_len is 0"),
     "explain of text": (lambda: dense().explain("x"), "batch is 'x'"),

@@ -56,7 +56,7 @@ def test_a_wrong_variable_is_an_error_that_says_what_there_is(name, value, avail
     done = run("import fastrnn", **{name: value})
     error = done.stderr.strip().splitlines()[-1]
     assert done.returncode != 0
-    assert error.startswith(("fastrnn.errors.UnsupportedError", "ValueError"))
+    assert error.startswith(("fastrnn.errors.UnsupportedError", "fastrnn.errors.ArgumentError"))
     assert value in error
     assert all(word in error for word in available), error
     assert name in error, f"the message does not name {name}: {error}"
