@@ -257,8 +257,10 @@ def drawn(seed: int) -> Case:
         module.size["f"] = 5
     module.grow()
     # A file whose only free size is time, and that has layers over bands, does not say that these are not the steps.
-    free = pick.choice(["bt", "bt", "b", ""] if "q" in layout and "b" in layout else ["bt", "bt", "bt", "b", "t", ""])
-    return Case(module.eval(), inputs, axes, free if "b" in layout else free.replace("b", ""))
+    free = pick.choice(["bt", "bt", "b", ""] if "q" in layout else ["bt", "bt", "bt", "b", "t", ""])
+    if "b" not in layout:
+        free = "" if "q" in layout else free.replace("b", "")
+    return Case(module.eval(), inputs, axes, free)
 
 
 def converted(case: Case, seed: int) -> Iterator[tuple[str, Any]]:
