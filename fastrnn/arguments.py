@@ -128,7 +128,7 @@ def _kinds(parameter: inspect.Parameter) -> list[str]:
     while text != (text := re.sub(r"\[[^\[\]]*\]", "", text)):
         pass
     names = [name.strip() for name in text.split("|") if name.strip()]
-    return [] if "Any" in names else names
+    return [] if {"Any", "np.ndarray"} & set(names) else names  # what takes arrays takes whatever becomes one
 
 
 def _is(value: Any, kind: str) -> bool:

@@ -135,7 +135,7 @@ def verify(
     UnsupportedError
         ``against`` is none of the above.
     """
-    model = as_model(model)
+    model = model if hasattr(model, "spec") else as_model(model)
     spec: ModelSpec = with_arrays(model.spec, from_file)  # a file that has changed is nothing to compare with
     if isinstance(against, str) and against == "recorded":
         if not spec.recorded:

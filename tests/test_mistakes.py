@@ -180,7 +180,8 @@ def variations(function, good):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_no_foreign_exception(tmp_path):
+def test_no_foreign_exception(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some of the calls write files
     fastrnn.save(network(), tmp_path / "m.frnn")
     wrong, calls = [], 0
     for name, function, good in public_calls(tmp_path / "m.frnn"):
