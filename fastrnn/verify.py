@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .arguments import checked
-from .arrays import as_array
+from .arrays import as_array, as_float32
 from .errors import ShapeError, UnsupportedError
 from .float_mode import in_default_mode
 from .inspect import consumer, input_sizes, optional_inputs, table
@@ -281,7 +281,6 @@ def _feeds(spec: ModelSpec, inputs: Mapping[str, Any]) -> Arrays:
     missing = set(names) - optional_inputs(spec) - set(inputs)
     if missing or set(inputs) - set(names):
         raise ShapeError(f"inputs {sorted(inputs)} were given, the model takes {sorted(names)}; pass those")
-    feeds = {
-        tensor.name: (as_array(inputs[tensor.name]), tensor.dtype) for tensor in spec.inputs if tensor.name in inputs
-    }
-    return {name: array.astype(dtype) if dtype == "float32" else array for name, (array, dtype) in feeds.items()}
+    given = [tensor for tensor in spec.inputs if tensor.name in inputs]
+    arrays = {tensor.name: (inputs[tensor.name], tensor.dtype == "float32") for tensor in given}
+    return {name: as_float32(value, name) if floats else as_array(value) for name, (value, floats) in arrays.items()}
