@@ -286,3 +286,14 @@ def test_options_of_other_formats_are_refused(tmp_path):
     save_spec(a_model(), tmp_path / "m.frnn")
     with pytest.raises(UnsupportedError, match=r"read as native, which has no option 'prefix'"):
         load_spec(tmp_path / "m.frnn", prefix="a.")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_numbers_without_axes_stay_arrays(dtype, tmp_path):
+    """NumPy makes scalars of them at the first operation."""
+    node = Node("identity", "same", ("x",), ("y",))
+    spec = ModelSpec([node], [Tensor("x", ())], [Tensor("y", ())], {"k": np.array(1, dtype)})
+    save_spec(spec, tmp_path / "number.frnn")
+    found = load_spec(tmp_path / "number.frnn").constants["k"]
+    assert (np.asarray(found).dtype, np.shape(found), found == 1) == (np.dtype(dtype), (), True)
+    fastrnn.Model(load_spec(tmp_path / "number.frnn"))

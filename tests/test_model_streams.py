@@ -432,3 +432,19 @@ def test_states_that_change_their_length_stay_alone():
     for make in (lambda: model.pool(1), lambda: fastrnn.Batcher(model, max_batch=1)):
         with pytest.raises(fastrnn.UnsupportedError, match=r"conv\.history changes its length"):
             make()
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        Node("pad", "n", ("k", "x"), ("y",), {"mode": "edge"}),
+        Node("slice", "n", ("k", "x", "x"), ("y",)),
+        Node("expand", "n", ("k", "x"), ("y",)),
+        Node("tile", "n", ("k", "x"), ("y",)),
+    ],
+    ids=lambda node: node.op,
+)
+def test_steps_given_for_sizes_are_refused(node):
+    spec = ModelSpec([node], [Tensor("x", (2, 3, 4))], [Tensor("y", None)], {"k": np.float32(1)[None]})
+    with pytest.raises(fastrnn.FastrnnError):
+        fastrnn.Model(spec).stream()

@@ -62,8 +62,10 @@ Given = Sequence[Of]
 
 
 def the_time(given: Given) -> Time:
-    """The first of the times."""
-    return next(t for t in given if isinstance(t, Time))
+    """The time of the first input, which is the data of a node: what else it takes are sizes and places."""
+    if not isinstance(given[0], Time):
+        raise UnfollowedError("takes steps for sizes")
+    return given[0]
 
 
 def axes_of(axes: Iterable[int], rank: int) -> set[int]:
@@ -227,8 +229,10 @@ def _by_vector(ranks: Sequence[int], given: Given) -> Time:
     """A product with a vector: the axis that is summed over goes."""
     if isinstance(given[ranks.index(1)], Time):
         raise UnfollowedError(FUTURE)
+    time = given[1 - ranks.index(1)]
+    assert isinstance(time, Time)
     summed = [-1] if ranks[1] == 1 else [-2]
-    return less(untouched(the_time(given), summed, max(ranks)), axes_of(summed, max(ranks)))
+    return less(untouched(time, summed, max(ranks)), axes_of(summed, max(ranks)))
 
 
 def _windows(f: Sizes, node: Node, given: Given) -> Time:

@@ -170,8 +170,10 @@ def view_array(
     else:
         array = np.ndarray(shape, np.dtype(stored).newbyteorder(">" if big_endian else "<"), data, offset, strides)
     if dtype == "bfloat16":  # the upper half of a float32
-        return (array.astype(np.uint32) << 16).view(np.float32)
-    return array != 0 if dtype == "bool" else array
+        array = np.asarray(array.astype(np.uint32) << 16).view(np.float32)
+    elif dtype == "bool":
+        array = np.asarray(array != 0)  # NumPy makes a scalar of an array without axes
+    return array
 
 
 def name_list(names: Iterable[object], most: int = 40) -> str:
