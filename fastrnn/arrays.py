@@ -36,7 +36,7 @@ def refuse_packed(value: Any) -> None:
     """Raise ``ShapeError`` for a PackedSequence of PyTorch, which is a tuple and no list of sequences."""
     if type(value).__name__ == "PackedSequence":
         raise ShapeError(
-            "this is a PackedSequence; pass the padded sequences and their lengths: `x, lengths ="
+            "a PackedSequence, not an array; pass the padded sequences and their lengths: `x, lengths ="
             " torch.nn.utils.rnn.pad_packed_sequence(packed, batch_first=True)`, then `layer(x, lengths=lengths)`"
         )
 

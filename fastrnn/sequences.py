@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import INT64, as_array, c_array
+from .arrays import INT64, as_array, c_array, refuse_packed
 from .errors import ShapeError
 from .graph.lengths import Place, WithLengths
 from .spec import Tensor
@@ -60,6 +60,7 @@ def as_batch(plan: WithLengths, feeds: Mapping[str, Any], lengths: Any) -> dict[
     tensors = {tensor.name: tensor for tensor in plan.spec.inputs if tensor.name in plan.places}
     for name, place in plan.places.items():
         value = feeds.get(name)
+        refuse_packed(value)
         if isinstance(value, (list, tuple)) and (lengths is None or is_list_of_sequences(value, place.batch)):
             arrays[name], found[name] = _padded(tensors[name], place, value)
     if lengths is not None and found:

@@ -17,7 +17,7 @@ import numpy as np
 
 from . import _core
 from .arguments import advice, checked, described
-from .arrays import INT64, as_array, c_array
+from .arrays import INT64, as_array, c_array, refuse_packed
 from .errors import ArgumentError, PoolFullError, ShapeError, UnknownStreamError, UnsupportedError
 from .fingerprint import Fingerprint
 from .loaders.state_bytes import state_from_bytes, state_to_bytes
@@ -389,6 +389,7 @@ class Pool:
         """
         with self._owner:
             rows = self._rows(handles)
+            refuse_packed(x)
             if isinstance(x, (list, tuple)) and (not x or any(self._store.is_sequence(chunk) for chunk in x)):
                 if len(x) != len(rows):
                     raise ShapeError(f"{len(rows)} handles and {len(x)} chunks; give one chunk for each")

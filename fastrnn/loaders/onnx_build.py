@@ -22,7 +22,7 @@ from .onnx_fold import Folder
 from .onnx_node import TEMPORARY, Call, Dynamic, Value
 from .onnx_ops import CONVERTERS
 from .onnx_recurrent import RECURRENT
-from .onnx_schema import OLDEST, check_schema, declared, is_untaken, newest
+from .onnx_schema import check_schema, check_version, declared, is_untaken, other_domain
 from .onnx_slow import slow
 
 PROBLEM = "problem"
@@ -118,12 +118,7 @@ class Builder:
 
     def build(self) -> None:
         graph = self.file.model.graph
-        version = self.file.opsets.get("", OLDEST)
-        if not OLDEST <= version <= newest():
-            raise UnsupportedError(
-                f"it uses version {version} of ONNX's operators, {OLDEST} to {newest()} are read; convert it with"
-                " onnx.version_converter, or update the onnx package"
-            )
+        check_version(self.file.opsets, any(node.domain in ("", "ai.onnx") for node in graph.node))
         self._enter(graph, self.top)
         for proto in graph.input:
             if proto.name not in self.top.values:
@@ -244,9 +239,7 @@ class Builder:
 
     def _convert_call(self, call: Call, domain: str, scope: Scope) -> Sequence[Value | None]:
         if domain:
-            raise UnsupportedError(
-                f"is of the domain {short(domain)}, only ONNX's standard operators are run; export without it"
-            )
+            raise UnsupportedError(f"is of the domain {short(domain)}, {other_domain(domain, call.op_type)}")
         call.schema = check_schema(call)
         if call.op_type in CONTROL_FLOW:
             return CONTROL_FLOW[call.op_type](call, self, scope)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import FormatError, UnsupportedError
@@ -19,6 +21,42 @@ def newest() -> int:
     return defs.onnx_opset_version()
 
 
+def check_version(opsets: Mapping[str, int], standard: bool) -> None:
+    """Refuse a version of the standard operators that is not read; ``standard``: some of the nodes are of them."""
+    version = opsets.get("", 0)
+    if OLDEST <= version <= newest() or ("" not in opsets and not standard):
+        return
+    if version < 1:
+        raise UnsupportedError(
+            "it does not say which version of ONNX's operators it uses; export it again with one of"
+            f" {OLDEST} to {newest()}, such as opset_version=17 of torch.onnx.export, or name the version it was made"
+            " for: `model = onnx.load(path)`, `del model.opset_import[:]`,"
+            " `model.opset_import.append(onnx.helper.make_opsetid('', 17))`, `onnx.save(model, 'named.onnx')`"
+        )
+    step = "update the onnx package"
+    if version < OLDEST:
+        step = "convert it: `onnx.save(onnx.version_converter.convert_version(onnx.load(path), 17), 'converted.onnx')`"
+    raise UnsupportedError(f"it uses version {version} of ONNX's operators, {OLDEST} to {newest()} are read; {step}")
+
+
+_QUANTIZED = re.compile("Q[A-Z]|.*[Qq]uant|MatMulInteger|MatMul.*(NBits|Q4)")
+"""Names of onnxruntime's operators on weights below 32 bits."""
+
+
+def other_domain(domain: str, op_type: str) -> str:
+    """What to do about an operator that is not of the standard set."""
+    if domain.startswith("com.microsoft"):
+        if _QUANTIZED.match(op_type):
+            return "where onnxruntime's quantization puts it; load the float model that was quantized"
+        return (
+            "where onnxruntime's graph optimization puts it; load the model from before it, or export without it"
+            " (no optimized_model_filepath, no onnxruntime.transformers.optimizer)"
+        )
+    if domain.startswith("ai.onnx.ml"):
+        return "classical machine learning, which is not run; export the network alone, without its preprocessing"
+    return "only ONNX's standard operators are run; export the model with these alone"
+
+
 def check_schema(call: Call) -> Any:
     """The schema of an operator; its attributes and the number of its inputs and outputs must fit it."""
     from onnx import defs
@@ -29,8 +67,8 @@ def check_schema(call: Call) -> Any:
         schema = None
     if schema is None or schema.deprecated:
         raise UnsupportedError(
-            f"is no operator of version {call.version} of ONNX's standard set; convert the model with"
-            " onnx.version_converter"
+            f"is no operator of version {call.version} of ONNX's standard set; export the model again, with standard"
+            " operators of the version that the file names"
         )
     unknown = set(call.attributes) - set(schema.attributes)
     if unknown:

@@ -109,6 +109,8 @@ def spec_from_state_dict(
     others, modules = getattr(tensors, "others", {}), getattr(tensors, "modules", {})
     wrong = {name: others[name] for name in select(others, prefix).values()}
     unknown = other_layers(chosen)
+    if _is_quantized(tensors, (prefix,)):
+        raise UnsupportedError(f"found the weights of a quantized module; {_FLOAT_HINT}")
     if unknown or not chosen:
         found = f"tensors that are not of one recurrent layer: {name_list(unknown)}" if chosen else "no tensors"
         under = f" under the prefix {prefix!r}" if prefix else ""
@@ -118,6 +120,16 @@ def spec_from_state_dict(
     given = {key: tensors[name] for key, name in chosen.items()}
     node = layer_node(given, "", None, modules.get(prefix.removesuffix(".")), nonlinearity)
     return bare_spec(node, source)
+
+
+_FLOAT_HINT = "take the state_dict of the float module that it was made from"
+
+
+def _is_quantized(tensors: Iterable[str], prefixes: Iterable[str]) -> bool:
+    """Whether weights under a prefix are packed as PyTorch's quantized modules pack them."""
+    starts = tuple(prefix.rstrip(".") + "." if prefix else "" for prefix in prefixes)
+    packed = ("_packed_params", "_all_weight_values")
+    return any(key.startswith(starts) and not set(packed).isdisjoint(key.split(".")) for key in tensors)
 
 
 TENSOR_HINT = "save it as a tensor, torch.as_tensor(array)"
@@ -376,6 +388,9 @@ def layer_nodes(file: TensorFile, names: Mapping[str, str | None]) -> dict[str, 
     known_roots = sorted(set(file.roots), key=len)
     places = {name: [r for r in known_roots if (r + name).rstrip(".") in groups] for name in names}
     absent = [name for name, found in places.items() if not found]
+    quantized = [name for name in names if _is_quantized(file, (root + name for root in known_roots))]
+    if quantized:
+        raise UnsupportedError(f"the layers {name_list(quantized)} are quantized; {_FLOAT_HINT}")
     if absent:
         raise FormatError(f"no layers called {name_list(absent)} in the file; its layers: {name_list(groups)}")
     doubtful = Counter({name: len(found) for name, found in places.items() if len(found) > 1 and found[0] != ""})
