@@ -10,9 +10,9 @@ import numpy as np
 from .arrays import F32
 from .engine.executable import Executable
 from .errors import FastrnnError
-from .inspect import input_sizes
+from .inspect import check_size, input_sizes
 from .layers import Layer
-from .spec import GATES, ModelSpec, Node
+from .spec import GATES, ModelSpec, Node, Tensor
 
 SLOW = {
     "operator": "runs in the reference evaluator of the onnx package; its bits may depend on the machine",
@@ -45,8 +45,9 @@ def explain(
 
 
 def _kernels(spec: ModelSpec, executable: Executable, batch: int, seq_len: int) -> Iterator[tuple[Node, str]]:
+    sizes = input_sizes(spec, batch, seq_len)
     try:
-        arrays = [_zeros(spec, k, batch, seq_len) for k in range(len(spec.inputs))]
+        arrays = [_zeros(tensor, sizes[tensor.name] or ()) for tensor in spec.inputs]
         known, stop = executable.describe(arrays)
     except FastrnnError:  # no inputs of these sizes
         known, rest = [], executable.nodes
@@ -64,10 +65,9 @@ def _unknown(nodes: list[Node]) -> Iterator[tuple[Node, str]]:
             yield from _unknown(body.nodes)
 
 
-def _zeros(spec: ModelSpec, k: int, batch: int, seq_len: int) -> np.ndarray:
+def _zeros(tensor: Tensor, sizes: tuple[int, ...]) -> np.ndarray:
     """An input of this size that takes no memory."""
-    tensor = spec.inputs[k]
-    sizes = input_sizes(spec, batch, seq_len)[tensor.name] or ()
+    check_size(tensor, sizes)
     return np.broadcast_to(np.zeros((), F32 if tensor.dtype.startswith("float") else tensor.dtype), sizes)
 
 

@@ -10,9 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby, zip_longest
+from math import prod
 
 import numpy as np
 
+from . import run_limits
+from .errors import ShapeError
 from .graph.facts import Facts, Shape
 from .spec import GATES, OPS, Graph, ModelSpec, Node, Tensor, activation
 
@@ -252,6 +255,15 @@ def input_sizes(spec: ModelSpec, batch: int, seq_len: int) -> dict[str, tuple[in
         free = ((batch if k == rows else seq_len) if n is None else n for k, n in enumerate(shape or ()))
         sizes[tensor.name] = None if shape is None else tuple(free)
     return sizes
+
+
+def check_size(tensor: Tensor, sizes: Sequence[int]) -> None:
+    """Refuse to make up an input of more than ``run_limits.MADE_UP`` elements."""
+    if prod(sizes) > run_limits.MADE_UP:
+        raise ShapeError(
+            f"input {tensor.name!r} of shape {tuple(sizes)} would take {prod(sizes)} elements, at most"
+            f" {run_limits.MADE_UP} are made up; give it yourself"
+        )
 
 
 def recurrent_sizes(node: Node) -> tuple[int, int, int]:

@@ -18,7 +18,7 @@ from .arrays import F32, as_array, as_float32, c_array, is_whole
 from .errors import ArgumentError, ShapeError
 from .float_mode import FloatMode, in_default_mode
 from .lazy_array import LazyArray, in_memory
-from .spec import OPS, ROW_ACTIVATIONS, Node, activation
+from .spec import OPS, ROW_ACTIVATIONS, Node, activation, layer_problems
 
 Inputs = Sequence[np.ndarray | None]
 Outputs = tuple[np.ndarray, ...]
@@ -75,7 +75,10 @@ class Layer:
         self.name = node.name
         self._kernels = _core.RowKernels()
         self._backend = backend
-        problems = list(self._problems())
+        for key in OPS[node.op].attrs:
+            if key.endswith("activation"):
+                activation(node.attr(key))
+        problems = layer_problems(node)
         if problems:
             raise ShapeError(f"{self.op} {self.name!r}: " + "; ".join(problems))
         self._build()
@@ -89,9 +92,6 @@ class Layer:
         layer = cls.__new__(cls)
         Layer.__init__(layer, node, backend)
         return layer
-
-    def _problems(self) -> Sequence[str]:
-        return ()
 
     def _build(self) -> None:
         pass
@@ -159,14 +159,6 @@ class Stateless(Layer):
         return as_float32(x, f"the input of {self.name!r}")
 
 
-def _vector_problems(node: Node, size: int, names: Sequence[str]) -> list[str]:
-    return [
-        f"{name} must be ({size},), got {node.weights[name].shape}"
-        for name in names
-        if name in node.weights and node.weights[name].shape != (size,)
-    ]
-
-
 def _rows(x: np.ndarray, size: int, name: str) -> int:
     """Number of rows of ``size`` features in x."""
     if x.ndim == 0 or x.shape[-1] != size:
@@ -221,12 +213,6 @@ class Dense(Stateless):
         weights = {"weight": weight, "bias": bias}
         super().__init__(make_node("dense", name, weights, {"activation": activation}), backend)
 
-    def _problems(self) -> Sequence[str]:
-        weight = self.node.weights["weight"]
-        if weight.ndim != 2 or 0 in weight.shape:
-            return [f"weight must be (output_size, input_size), both at least 1, got {weight.shape}"]
-        return _vector_problems(self.node, weight.shape[0], ["bias"])
-
     def _build(self) -> None:
         weight = self.node.weights["weight"]
         self.output_size, self.input_size = weight.shape
@@ -278,10 +264,6 @@ class Embedding(Stateless):
     @checked()
     def __init__(self, weight: Any, *, mask_zero: bool = False, name: str = "embedding"):
         super().__init__(make_node("embedding", name, {"weight": weight}, {"mask_zero": mask_zero}))
-
-    def _problems(self) -> Sequence[str]:
-        shape = self.node.weights["weight"].shape
-        return [] if len(shape) == 2 else [f"weight must be (rows, features), got {shape}"]
 
     def _build(self) -> None:
         self._table = self.node.weights["weight"]
@@ -356,10 +338,6 @@ class LayerNorm(Stateless):
         attrs = {"eps": eps, "axes": 1 if axes is None else axes}
         super().__init__(make_node("layer_norm", name, weights, attrs))
 
-    def _problems(self) -> Sequence[str]:
-        shapes = {value.shape for value in self.node.weights.values()}
-        return [f"weight and bias must have one shape, got {sorted(shapes)}"] if len(shapes) > 1 else []
-
     def _build(self) -> None:
         self.weight, self.bias = self.node.weights.get("weight"), self.node.weights.get("bias")
 
@@ -415,15 +393,6 @@ class BatchNorm(Stateless):
     ):
         weights = {"mean": mean, "var": var, "weight": weight, "bias": bias}
         super().__init__(make_node("batch_norm", name, weights, {"eps": eps, "channels_first": channels_first}))
-
-    def _problems(self) -> Sequence[str]:
-        mean = self.node.weights["mean"]
-        if mean.ndim != 1:
-            return [f"mean must be (features,), got {mean.shape}"]
-        problems = _vector_problems(self.node, len(mean), ["var", "weight", "bias"])
-        if not np.all(self.node.weights["var"] + self.node.attr("eps") > 0):
-            problems.append("var + eps must be positive")
-        return problems
 
     def _build(self) -> None:
         w = {key: value.astype(np.float64) for key, value in self.node.weights.items()}

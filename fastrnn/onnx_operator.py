@@ -14,6 +14,7 @@ import numpy as np
 
 from . import run_limits
 from .errors import ShapeError, UnsupportedError
+from .onnx_operator_work import check_work
 from .spec import Node
 
 Array = np.ndarray
@@ -27,9 +28,11 @@ def run(node: Node, inputs: Sequence[Array | None]) -> tuple[Array, ...]:
     ShapeError
         The implementation cannot run on these inputs.
     UnsupportedError
-        It gives something other than arrays; or onnx is not installed.
+        It would cost far more than its inputs are large, or gives something other than arrays; or onnx is not
+        installed.
     """
     evaluator = check(node)
+    check_work(node, inputs)
     feeds = {f"x{k}": array for k, array in enumerate(inputs) if array is not None}
     try:
         with np.errstate(all="ignore"):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import run_limits
-from .errors import ShapeError, UnsupportedError
+from .errors import FastrnnError, ShapeError, UnsupportedError
 from .spec import Graph, Node
 
 Array = np.ndarray
@@ -384,12 +384,32 @@ class _Turns(threading.local):
 _turns = _Turns()
 
 
+class _Stacks:
+    """What the turns of a loop give to be stacked, within a bound that grows with what the loop reads."""
+
+    def __init__(self, node: Node, count: int, inputs: Sequence[Array | None]) -> None:
+        self.node = node
+        self.kept: list[list[Array]] = [[] for _ in range(count)]
+        self.room = run_limits.STACKED + run_limits.WORK_EACH * sum(a.size for a in inputs if a is not None)
+
+    def add(self, values: Sequence[Array]) -> None:
+        """The results of one turn."""
+        self.room -= sum(value.size for value in values)
+        if self.room < 0:
+            raise UnsupportedError(
+                f"{self.node.op} {self.node.name!r} stacks more elements than inputs of its size are a reason for"
+                " (fastrnn.run_limits.STACKED); run it on less at a time"
+            )
+        for kept, value in zip(self.kept, values):
+            kept.append(value)
+
+
 def _loop(node: Node, bodies: Bodies, *inputs: Array | None) -> list[Array]:
     trip_count, condition, *carried = (*inputs, None, None)[: max(len(inputs), 2)]
     body = node.graphs["body"]
     limit = math.inf if trip_count is None else int(np.reshape(trip_count, ()))
     going = condition is None or bool(np.all(condition))
-    scanned: list[list[Array]] = [[] for _ in range(len(body.outputs) - 1 - len(carried))]
+    scanned = _Stacks(node, len(body.outputs) - 1 - len(carried), inputs)
     done = 0
     names = [t.name for t in body.inputs]
     with _turns:
@@ -398,11 +418,10 @@ def _loop(node: Node, bodies: Bodies, *inputs: Array | None) -> list[Array]:
             values = (np.asarray(done, np.int64), np.asarray(going), *carried)
             again, *results = bodies(body, {n: v for n, v in zip(names, values) if v is not None})
             carried = list(results[: len(carried)])
-            for kept, value in zip(scanned, results[len(carried) :]):
-                kept.append(value)
+            scanned.add(results[len(carried) :])
             going = bool(np.all(again))
             done += 1
-    return [*carried, *(np.stack(kept) if kept else np.zeros(0, np.float32) for kept in scanned)]  # type: ignore[list-item]
+    return [*carried, *(np.stack(kept) if kept else np.zeros(0, np.float32) for kept in scanned.kept)]  # type: ignore[list-item]
 
 
 def _scan(node: Node, bodies: Bodies, *inputs: Array) -> list[Array]:
@@ -412,20 +431,19 @@ def _scan(node: Node, bodies: Bodies, *inputs: Array) -> list[Array]:
     backwards = node.attr("directions") or [0] * count
     moved = [np.moveaxis(x, axis, 0)[:: -1 if back else 1] for x, axis, back in zip(scanned, axes, backwards)]
     names = [t.name for t in body.inputs]
-    results: list[list[Array]] = [[] for _ in range(len(body.outputs) - len(carried))]
+    results = _Stacks(node, len(body.outputs) - len(carried), inputs)
     with _turns:
         for parts in zip(*moved):
             if _turns.depth > 1:
                 _turns.count(node)
             new = bodies(body, dict(zip(names, (*carried, *parts))))
             carried = new[: len(carried)]
-            for kept, value in zip(results, new[len(carried) :]):
-                kept.append(value)
-    out_axes = node.attr("output_axes") or [0] * len(results)
-    out_backwards = node.attr("output_directions") or [0] * len(results)
+            results.add(new[len(carried) :])
+    out_axes = node.attr("output_axes") or [0] * len(results.kept)
+    out_backwards = node.attr("output_directions") or [0] * len(results.kept)
     stacked = [
         np.moveaxis(np.stack(kept[:: -1 if back else 1]), 0, axis) if kept else np.zeros(0, np.float32)
-        for kept, axis, back in zip(results, out_axes, out_backwards)
+        for kept, axis, back in zip(results.kept, out_axes, out_backwards)
     ]
     return [*carried, *stacked]
 
@@ -529,7 +547,9 @@ def evaluate(node: Node, inputs: Sequence[Array | None], bodies: Bodies | None =
                 result = FUNCTIONS[node.op](node, *given)
             else:
                 raise TypeError("it takes floating-point numbers")
-    except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
+    except (ValueError, IndexError, TypeError, ArithmeticError) as error:
+        if isinstance(error, FastrnnError):
+            raise
         shapes = ", ".join("-" if a is None else f"{a.dtype} {a.shape}" for a in given)
         raise ShapeError(f"{node.op} {node.name!r} cannot run on {shapes}: {error}") from None
     return tuple(result) if isinstance(result, (tuple, list)) else (result,)

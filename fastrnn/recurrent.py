@@ -5,9 +5,8 @@ The cells are in :mod:`fastrnn.cells`, their mathematics in :mod:`fastrnn.refere
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,16 +20,11 @@ from .float_mode import in_default_mode
 from .layer_store import LayerStore
 from .layers import Inputs, Layer, Outputs
 from .sequences import check_lengths, pad
-from .spec import CELL_ACTIVATIONS, OPS, Node, activation, weight_suffixes
+from .spec import CELL_ACTIVATIONS, Node, activation, weight_suffixes
 from .streams import Pool, Store, Stream
 
 State = Any  # h, or (h, c)
 _WEIGHT_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "peephole")
-_CHOICES = {
-    "direction": ("forward", "reverse", "bidirectional"),
-    "merge": tuple(_core.MERGES),
-    "update_gate": ("keep", "take"),
-}
 
 
 @dataclass(frozen=True)
@@ -63,47 +57,6 @@ class Recurrent(Layer):
     single_step: ClassVar[bool] = False
 
     # ---- building ----
-
-    def _problems(self) -> Sequence[str]:
-        node, w = self.node, self.node.weights
-        problems = list(self._attr_problems())
-        directions = 2 if node.attr("direction") == "bidirectional" else 1
-        hh = w.get("weight_hh_l0")
-        if hh is None or hh.ndim != 2 or hh.shape[0] % self.gates or not hh.size:
-            return [
-                f"weight_hh must be ({self.gates} * hidden_size, output_size), got {None if hh is None else hh.shape}"
-            ]
-        hidden = hh.shape[0] // self.gates
-        output = w["weight_hr_l0"].shape[0] if "weight_hr_l0" in w and w["weight_hr_l0"].ndim == 2 else hidden
-        for k, suffix in enumerate(weight_suffixes(node.attr("num_layers"), node.attr("direction"))):
-            first = w["weight_ih_l0"].shape[-1] if "weight_ih_l0" in w else 0
-            shapes = {
-                "weight_ih": (self.gates * hidden, first if k < directions else directions * output),
-                "weight_hh": (self.gates * hidden, output),
-                "bias_ih": (self.gates * hidden,),
-                "bias_hh": (self.gates * hidden,),
-                "weight_hr": (output, hidden),
-                "peephole": (3 * hidden,),
-            }
-            for name, shape in shapes.items():
-                array = w.get(name + suffix)
-                if array is None and name in ("weight_ih", "weight_hh"):
-                    problems.append(f"{name}{suffix} is missing")
-                elif array is not None and array.shape != shape:
-                    problems.append(f"{name}{suffix} must be {shape}, got {array.shape}")
-            if ("weight_hr" + suffix in w) != ("weight_hr_l0" in w):
-                problems.append(f"weight_hr{suffix} must be given for all layers and directions, or for none")
-        return problems
-
-    def _attr_problems(self) -> Iterable[str]:
-        attrs = {key: self.node.attr(key) for key in OPS[self.op].attrs}
-        for key, known in _CHOICES.items():
-            if key in attrs and attrs[key] not in known:
-                yield f"{key} must be one of {', '.join(known)}, got {attrs[key]!r}"
-        for key in ("clip", "cell_clip", "proj_clip"):
-            bound = attrs.get(key)
-            if bound is not None and not (isinstance(bound, Real) and float(bound) > 0):
-                yield f"{key} must be a positive number or None, got {bound!r}"
 
     def _activations(self) -> tuple[Any, Any, Any]:
         """Of the gates, of the candidate, and of the cell's output."""

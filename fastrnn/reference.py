@@ -450,7 +450,7 @@ OPS: dict[str, Callable[..., tuple[Array | None, ...]]] = {
     "layer_norm": lambda node, x: (layer_norm(node, x),),
     "batch_norm": lambda node, x: (batch_norm(node, x),),
     "activation": lambda node, x: (activate(node.attr("activation"), x),),
-    "stack": lambda node, *x: (np.stack([_real(a) for a in x]),),
+    "stack": lambda node, *x: (np.stack([_real(a) for a in x if a is not None]),),
     "unstack": lambda node, x: tuple(x),
     "conv": lambda node, x: (activate(node.attr("activation"), operators.conv(node, _real(x))),),
 }

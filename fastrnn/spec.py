@@ -12,16 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, TypeVar
 
 import numpy as np
 
-from .errors import FormatError
+from . import attributes
+from .attributes import AXES, AXIS, LARGEST, MAX_SPATIAL, MOST_AXES, Kind, choice, optional, whole, wholes
+from .errors import FormatError, ShapeError
 from .lazy_array import dtype_of
-
-GATES = {"lstm": "ifgo", "gru": "rzn", "rnn": "n"}
-"""Gates of each cell, in our order (PyTorch's)."""
+from .weight_shapes import GATES, shape_problems, weight_suffixes
 
 GATE_ORDER = {
     "torch": {"lstm": "ifgo", "gru": "rzn", "rnn": "n"},
@@ -54,7 +54,7 @@ class Op:
     """What a kind of node takes: its inputs and outputs in order, its weights and its attributes with defaults.
 
     A name that ends in ``?`` may be absent (an empty tensor name, or left off at the end); a last one that ends in
-    ``*`` stands for any number.  ``graphs`` are the bodies of control flow.
+    ``*`` stands for any number, each of which may be absent with ``?*``.  ``graphs`` are the bodies of control flow.
     """
 
     inputs: tuple[str, ...]
@@ -156,8 +156,8 @@ OPS: dict[str, Op] = {
     "squeeze": Op(("x",), ("y",), (), {"axes": None}),  # None: all axes of size 1
     "unsqueeze": Op(("x",), ("y",), (), {"axes": ()}),
     "transpose": Op(("x",), ("y",), (), {"perm": None}),  # None: reversed
-    "concat": Op(("x*",), ("y",), (), {"axis": 0}),
-    "split": Op(("x",), ("y*",), (), {"axis": 0, "sizes": None}),  # None: equal parts, the last one may be smaller
+    "concat": Op(("x", "x*"), ("y",), (), {"axis": 0}),
+    "split": Op(("x",), ("y", "y*"), (), {"axis": 0, "sizes": None}),  # None: equal parts, the last one may be smaller
     "slice": Op(("x", "starts", "ends", "axes?", "steps?"), ("y",)),
     "gather": Op(("x", "indices"), ("y",), (), {"axis": 0}),
     "gather_elements": Op(("x", "indices"), ("y",), (), {"axis": 0}),  # x and indices have one shape but along axis
@@ -179,7 +179,7 @@ OPS: dict[str, Op] = {
         ("body",),
     ),
     # An operator of ONNX's standard set without a kernel here, as its serialized NodeProto in base 64: slow.
-    "operator": Op(("x*",), ("y*",), (), {"kind": "", "version": 0, "proto": ""}),
+    "operator": Op(("x?*",), ("y*",), (), {"kind": "", "version": 0, "proto": ""}),
 }
 
 UNARY = (
@@ -200,18 +200,6 @@ DTYPES = (
     "float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",
 )  # fmt: skip
 """Of inputs, outputs and constants."""
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "unary.function": UNARY,
-    "binary.function": BINARY,
-    "reduce.function": REDUCTIONS,
-    "pool.function": ("max", "mean"),
-    "pad.mode": ("constant", "reflect", "edge", "wrap"),
-    "cast.dtype": DTYPES,
-    "fill.dtype": DTYPES,
-}
-_POSITIVE = ("num_layers", "groups", "num_scanned", "kernel", "strides", "dilations", "layer_norm.axes")
-_NOT_NEGATIVE = ("conv.pads", "pool.pads", "output_padding")
 
 ACTIVATIONS: dict[str, tuple[float, float]] = {
     # name: default (alpha, beta); the formula is in fastrnn.reference.ACTIVATIONS
@@ -259,8 +247,52 @@ CELL_ACTIVATIONS = (  # those that a recurrent cell may use
 )  # fmt: skip
 
 
+_SIZES = optional(wholes(1))
+_ACTIVATION = attributes.activation(ACTIVATIONS, ROW_ACTIVATIONS)
+KINDS: dict[str, Kind] = {
+    "num_layers": whole(1, 2**63 - 1),  # there are weights for each
+    "direction": choice(("forward", "reverse", "bidirectional")),
+    "merge": choice(("concat", "sum", "mul", "ave")),
+    "update_gate": choice(("keep", "take")),
+    **dict.fromkeys(("clip", "cell_clip", "proj_clip"), optional(attributes.bound)),
+    **dict.fromkeys(("gate_activation", "cell_activation", "hidden_activation", "activation"), _ACTIVATION),
+    "conv.activation": attributes.activation(ACTIVATIONS, ROW_ACTIVATIONS, with_rows=False),
+    "mask_value": attributes.number,
+    "eps": attributes.small,
+    "layer_norm.axes": whole(1, MOST_AXES),
+    "strides": _SIZES,
+    "dilations": _SIZES,
+    "kernel": wholes(1),
+    "pads": optional(wholes(0)),
+    "conv_transpose.pads": optional(wholes()),
+    "output_padding": optional(wholes(0)),
+    "groups": whole(1),
+    "unary.function": choice(UNARY),
+    "binary.function": choice(BINARY),
+    "reduce.function": choice(REDUCTIONS),
+    "pool.function": choice(("max", "mean")),
+    "pad.mode": choice(("constant", "reflect", "edge", "wrap")),
+    "dtype": choice(DTYPES),
+    "axis": AXIS,
+    "flatten.axis": whole(-MOST_AXES, MOST_AXES),
+    "reduce.axes": optional(AXES),
+    "squeeze.axes": optional(AXES),
+    "unsqueeze.axes": AXES,
+    "perm": optional(attributes.permutation),
+    "start": whole(),
+    "end": optional(whole()),
+    "sizes": optional(wholes(0, count=LARGEST)),
+    "value": attributes.number_or_truth,
+    "num_scanned": whole(1),
+    **dict.fromkeys(("scan.axes", "output_axes"), optional(wholes(-MOST_AXES, MOST_AXES - 1, LARGEST))),
+    **dict.fromkeys(("directions", "output_directions"), optional(wholes(0, 1, LARGEST))),
+    "version": whole(0),
+}
+"""What each attribute may be, by "op.attribute" or "attribute"; others are flags and texts, as their defaults are."""
+
+
 def activation(value: str | tuple | list) -> tuple[str, float, float]:
-    """Return ``(name, alpha, beta)`` with the defaults of ``ACTIVATIONS`` filled in.
+    """Return ``(name, alpha, beta)`` with the defaults of ``ACTIVATIONS`` filled in; FormatError where there is none.
 
     >>> activation("hard_sigmoid")
     ('hard_sigmoid', 0.2, 0.5)
@@ -275,6 +307,8 @@ def activation(value: str | tuple | list) -> tuple[str, float, float]:
         raise FormatError(f"an activation is a name, or a name and numbers, got {str(value)[:80]}; known: {known}")
     if name not in ACTIVATIONS:
         raise FormatError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
+    if expected := _ACTIVATION(value):
+        raise FormatError(f"activation {str(value)[:80]} is not known; expected {expected}")
     numbers: list[Any] = [default if k >= len(given) or given[k] is None else float(given[k])
                for k, default in enumerate(ACTIVATIONS[name])]  # fmt: skip
     return (name, *numbers)
@@ -321,6 +355,17 @@ class Graph:
                 yield from graph.all_constants()
 
 
+def reads(nodes: Iterable[Node], outputs: Iterable[str] = ()) -> list[str]:
+    """The tensors that nodes and the bodies in them read, and these outputs, each once."""
+    names: dict[str, None] = {}
+    for node in nodes:
+        names.update(dict.fromkeys(name for name in node.inputs if name))
+        for graph in node.graphs.values():
+            names.update(dict.fromkeys(reads(graph.nodes, [t.name for t in graph.outputs])))
+    names.update(dict.fromkeys(outputs))
+    return list(names)
+
+
 @dataclass
 class ModelSpec(Graph):
     """A whole model.
@@ -334,14 +379,28 @@ class ModelSpec(Graph):
     recorded: dict[str, np.ndarray] = field(default_factory=dict)
 
     def validate(self) -> None:
-        """Check names, wiring, attributes and weights; one ``FormatError`` lists every problem."""
+        """Check names, wiring, attributes and weights.
+
+        Raises
+        ------
+        FormatError
+            It is no model; every problem is listed.
+        ShapeError
+            It is one, with weights of shapes that do not fit each other; every problem is listed.
+        """
         problems = list(_graph_problems(self, set(), set()))
         known = {t.name for t in chain(self.inputs, self.outputs)}
         problems += [f"recorded array {name!r} is no input or output" for name in self.recorded if name not in known]
+        kind: type[FormatError | ShapeError] = FormatError
+        if not problems:
+            kind = ShapeError
+            problems = [
+                f"{node.op} {node.name!r}: {text}"
+                for node in self.all_nodes()
+                for text in shape_problems(node.op, node.attr, node.weights)
+            ]
         if problems:
-            raise FormatError(
-                f"{len(problems)} problem(s) in {self.source or 'the model'}:\n  " + "\n  ".join(problems)
-            )
+            raise kind(f"{len(problems)} problem(s) in {self.source or 'the model'}:\n  " + "\n  ".join(problems))
 
 
 AnyGraph = TypeVar("AnyGraph", bound=Graph)
@@ -376,8 +435,12 @@ def _graph_problems(graph: Graph, known: set[str], names: set[str]) -> Iterable[
         own.add(name)
         known.add(name)
     for tensor in chain(graph.inputs, graph.outputs):
+        if not tensor.name:
+            yield "an input or output has no name"
         if tensor.dtype not in DTYPES or any(n is not None and n < 0 for n in tensor.shape or ()):
             yield f"tensor {tensor.name!r} is {tensor.dtype} {tensor.shape}; known dtypes: {', '.join(DTYPES)}"
+        elif any(n is not None and n > LARGEST for n in tensor.shape or ()) or len(tensor.shape or ()) > MOST_AXES:
+            yield f"tensor {tensor.name!r} has the shape {tensor.shape!r:.80}, which no array has"
     for name, array in graph.constants.items():
         if dtype_of(array).name not in DTYPES:
             yield f"constant {name!r} holds {dtype_of(array)}; known dtypes: {', '.join(DTYPES)}"
@@ -393,23 +456,28 @@ def _graph_problems(graph: Graph, known: set[str], names: set[str]) -> Iterable[
         yield from (
             f"{where}: reads tensor {t!r}, which nothing before it writes" for t in node.inputs if t and t not in known
         )
-        yield from (f"{where}: writes tensor {t!r}, which exists already" for t in node.outputs if t in known)
-        yield from _count_problems(where, "inputs", op.inputs, node.inputs)
-        yield from _count_problems(where, "outputs", op.outputs, node.outputs)
-        wrong = list(_attr_problems(where, op, node))
+        written = [t for t in node.outputs if t]
+        yield from (f"{where}: writes tensor {t!r}, which exists already" for t in written if t in known)
+        if len(set(written)) < len(written):
+            yield f"{where}: writes a tensor twice"
+        wrong = [
+            *_count_problems("inputs", op.inputs, node.inputs),
+            *_count_problems("outputs", op.outputs, node.outputs),
+        ]
+        wrong += _attr_problems(node)
         if set(node.graphs) != set(op.graphs):
-            wrong.append(f"{where}: has the bodies {sorted(node.graphs)}, expected {sorted(op.graphs)}")
+            wrong.append(f"has the bodies {sorted(node.graphs)}, expected {sorted(op.graphs)}")
         # Attributes say which weights there are and what a body takes.
-        yield from wrong or chain(_weight_problems(where, op, node), _body_problems(where, node))
+        yield from (f"{where}: {text}" for text in wrong or chain(_weight_problems(node), _body_problems(node)))
         for body in node.graphs.values():
             yield from _graph_problems(body, known, names)
-        own.update(filter(None, node.outputs))
-        known.update(filter(None, node.outputs))
+        own.update(written)
+        known.update(written)
     yield from (f"output {t.name!r} is written by no layer" for t in graph.outputs if t.name not in known)
     known -= own
 
 
-def _body_problems(where: str, node: Node) -> Iterable[str]:
+def _body_problems(node: Node) -> Iterable[str]:
     """Numbers of inputs and outputs of bodies, and of what a scan says of each."""
     more = 2 if node.op == "loop" else 0  # iteration and condition
     for key, body in node.graphs.items():
@@ -418,98 +486,76 @@ def _body_problems(where: str, node: Node) -> Iterable[str]:
         carried = takes - more - scanned
         gives = max(len(node.outputs), carried) + (1 if more else 0)
         if carried < 0:
-            yield f"{where}: scans {scanned} tensors, has {takes} inputs"
+            yield f"scans {scanned} tensors, has {takes} inputs"
         if len(body.inputs) != takes or len(body.outputs) < gives:
             yield (
-                f"{where}: the body {key!r} has {len(body.inputs)} inputs and {len(body.outputs)} outputs,"
+                f"the body {key!r} has {len(body.inputs)} inputs and {len(body.outputs)} outputs,"
                 f" expected {takes} and {gives}"
             )
         for name, count in (("", scanned), ("output_", len(body.outputs) - carried)) if node.op == "scan" else ():
             for attr in (f"{name}axes", f"{name}directions"):
-                if node.attrs.get(attr) is not None and np.size(node.attrs[attr]) != count:
-                    yield f"{where}: {attr} has {np.size(node.attrs[attr])} numbers, expected {count}"
+                if node.attrs.get(attr) is not None and len(node.attrs[attr]) != count:
+                    yield f"{attr} has {len(node.attrs[attr])} numbers, expected {count}"
 
 
-def _attr_problems(where: str, op: Op, node: Node) -> Iterable[str]:
-    yield from (
-        f"{where}: attribute {key!r} is missing" for key in op.attrs if op.attrs[key] == "" and key not in node.attrs
-    )
+def layer_problems(node: Node) -> list[str]:
+    """What is wrong with the attributes of a layer, or else with which weights it has, or else with their shapes."""
+    wrong = [f"{key} must be {expected}, got {node.attrs[key]!r:.80}" for key, expected in _unfit_attributes(node)]
+    return wrong or [*_weight_problems(node)] or shape_problems(node.op, node.attr, node.weights)
+
+
+def _kind_of(op: str, key: str) -> Kind:
+    default = attributes.flag if isinstance(OPS[op].attrs[key], bool) else attributes.text
+    return KINDS.get(f"{op}.{key}", KINDS.get(key, default))
+
+
+def _attr_problems(node: Node) -> Iterable[str]:
+    known = OPS[node.op].attrs
+    yield from (f"attribute {key!r} is missing" for key in known if known[key] == "" and key not in node.attrs)
+    yield from (f"unknown attribute {key!r}" for key in node.attrs if key not in known)
+    for key, expected in _unfit_attributes(node):
+        yield f"attribute {key!r} is {node.attrs[key]!r:.80}, expected {expected}"
+
+
+def _unfit_attributes(node: Node) -> Iterator[tuple[str, str]]:
+    """The attributes that are not of their kind, and what each should be."""
     for key, value in node.attrs.items():
-        if key not in op.attrs:
-            yield f"{where}: unknown attribute {key!r}"
-        elif expected := _expected(f"{node.op}.{key}", value, op.attrs[key]):
-            yield f"{where}: attribute {key!r} is {value!r:.80}, expected {expected}"
+        if key in OPS[node.op].attrs and (expected := _kind_of(node.op, key)(value)):
+            yield key, expected
 
 
-def _expected(path: str, value: Any, default: Any) -> str:
-    """What an attribute of the name "op.attribute" should be, in words; "" where it is."""
-    key = path.partition(".")[2]
-    least = 1 if {key, path} & set(_POSITIVE) else 0 if {key, path} & set(_NOT_NEGATIVE) else -(2**63)
-
-    def is_whole(item: Any) -> bool:
-        return isinstance(item, Integral) and not isinstance(item, bool) and least <= int(item) < 2**63
-
-    def is_number(item: Any) -> bool:
-        return isinstance(item, (Integral, float, np.floating)) and not isinstance(item, bool)
-
-    is_list = isinstance(value, (tuple, list)) and all(map(is_whole, value))
-    bound = f" >= {least}" if least >= 0 else ""
-    if path in _CHOICES:
-        return "" if isinstance(value, str) and value in _CHOICES[path] else f"one of {', '.join(_CHOICES[path])}"
-    if isinstance(default, bool):
-        return "" if isinstance(value, (bool, np.bool_)) else "True or False"
-    if isinstance(default, int):
-        return "" if is_whole(value) else f"a whole number{bound}"
-    if isinstance(default, float):
-        return "" if isinstance(value, bool) or is_number(value) else "a number"
-    if isinstance(default, tuple):
-        return "" if is_list else f"whole numbers{bound}"
-    if default is None:
-        return "" if value is None or is_number(value) or is_list else f"a number, whole numbers{bound} or None"
-    name, *numbers = value if isinstance(value, (tuple, list)) and value else (value,)
-    if isinstance(name, str) and all(n is None or is_number(n) for n in numbers):
-        return ""
-    return "a text" + (", or a text and numbers" if key.endswith("activation") else "")
-
-
-def _count_problems(where: str, what: str, declared: tuple[str, ...], given: tuple[str, ...]) -> Iterable[str]:
-    if declared and declared[-1].endswith("*"):
-        declared = declared[:-1]
-    elif len(given) > len(declared):
-        yield f"{where}: {len(given)} {what}, at most {len(declared)} ({', '.join(declared)}) are known"
+def _count_problems(what: str, declared: tuple[str, ...], given: tuple[str, ...]) -> Iterable[str]:
+    more = declared[-1] if declared and declared[-1].endswith("*") else ""
+    declared = declared[:-1] if more else declared
+    if len(given) > len(declared) and not more:
+        yield f"{len(given)} {what}, at most {len(declared)} ({', '.join(declared)}) are known"
     for k, name in enumerate(declared):
         if not name.endswith("?") and (k >= len(given) or not given[k]):
-            yield f"{where}: {what[:-1]} {name!r} is missing"
+            yield f"{what[:-1]} {name!r} is missing"
+    if more == "x*" and not all(given[len(declared) :]):
+        yield f"one of its {what} has no name"
 
 
-def weight_suffixes(num_layers: int, direction: str) -> list[str]:
-    """Suffixes of recurrent weights in the order in which they are stacked.
-
-    >>> weight_suffixes(2, "bidirectional")
-    ['_l0', '_l0_reverse', '_l1', '_l1_reverse']
-    """
-    ends = ["", "_reverse"] if direction == "bidirectional" else [""]
-    return [f"_l{layer}{end}" for layer in range(num_layers) for end in ends]
-
-
-def _weight_problems(where: str, op: Op, node: Node) -> Iterable[str]:
-    suffixes = [""]
+def _weight_problems(node: Node) -> Iterable[str]:
+    op, suffixes = OPS[node.op], [""]
     if node.op in GATES:
         layers = node.attr("num_layers")
         if layers > len(node.weights):
-            yield f"{where}: num_layers is {layers}, there are {len(node.weights)} weights"
+            yield f"num_layers is {layers}, there are {len(node.weights)} weights"
             return
         suffixes = weight_suffixes(layers, node.attr("direction"))
     required = {name + s for name in op.weights if not name.endswith("?") for s in suffixes}
     optional = {name[:-1] + s for name in op.weights if name.endswith("?") for s in suffixes}
-    yield from (f"{where}: weight {name!r} is missing" for name in sorted(required - set(node.weights)))
-    yield from (f"{where}: unknown weight {name!r}" for name in sorted(set(node.weights) - required - optional))
+    yield from (f"weight {name!r} is missing" for name in sorted(required - set(node.weights)))
+    yield from (f"unknown weight {name!r}" for name in sorted(set(node.weights) - required - optional))
     for name, weight in node.weights.items():
         if dtype_of(weight).kind != "f":
-            yield f"{where}: weight {name!r} holds {dtype_of(weight)}, expected floating-point numbers"
+            yield f"weight {name!r} holds {dtype_of(weight)}, expected floating-point numbers"
     if "strides" in op.attrs:
         spatial = len(node.attr("kernel")) if "kernel" in op.attrs else np.ndim(node.weights.get("weight", 0)) - 2
+        if not 1 <= spatial <= MAX_SPATIAL and "weight" not in required:
+            yield f"the kernel has {spatial} axes, expected 1 to {MAX_SPATIAL}"
         for key in ("strides", "pads", "dilations", "output_padding"):
             count = spatial * 2 if key == "pads" else spatial
-            if node.attrs.get(key) is not None and np.size(node.attrs[key]) != count:
-                yield f"{where}: {key} has {np.size(node.attrs[key])} numbers, expected {count}"
+            if node.attrs.get(key) is not None and len(node.attrs[key]) != count:
+                yield f"{key} has {len(node.attrs[key])} numbers, expected {count}"

@@ -17,10 +17,10 @@ from .arguments import checked
 from .arrays import as_array, as_float32
 from .errors import ShapeError, UnsupportedError
 from .float_mode import in_default_mode
-from .inspect import consumer, input_sizes, optional_inputs, table
+from .inspect import check_size, consumer, input_sizes, optional_inputs, table
 from .lazy_array import from_file
 from .model import as_model
-from .spec import OPS, ModelSpec, Tensor, with_arrays
+from .spec import OPS, ModelSpec, Tensor, reads, with_arrays
 from .tolerance import errors, reference_run
 from .verify_against import Other, other_side
 
@@ -150,7 +150,8 @@ def verify(
         layers = []
         for node in model.graph.nodes:  # the nodes that run; each is given what the engine gave it
             single = ModelSpec([node], [], [])
-            layers.append(_row(node.name, node.op, node.outputs, engine, *reference_run(single, engine, tolerance)))
+            read = {name: engine[name] for name in reads([node]) if name in engine}
+            layers.append(_row(node.name, node.op, node.outputs, engine, *reference_run(single, read, tolerance)))
         outputs = [_row(t.name, "output", [t.name], engine, exact, allowed) for t in spec.outputs]
         return Report(REFERENCE, layers, outputs, described)
 
@@ -210,16 +211,21 @@ def random_inputs(spec: ModelSpec, seed: int = 0, batch: int = 4, seq_len: int =
     unknown = [tensor.name for tensor in wanted if sizes[tensor.name] is None]
     if unknown:
         raise ShapeError(f"the shapes of inputs {unknown} are not known; pass inputs={{name: array}}")
+    for tensor in wanted:
+        check_size(tensor, sizes[tensor.name] or ())
     return {t.name: np.asarray(_random_input(spec, t, rng, sizes[t.name], seq_len, padded)) for t in wanted}
 
 
-def _is_lengths(spec: ModelSpec, name: str) -> bool:
-    """Whether a recurrent node reads a tensor as its lengths, as it is or cast."""
-    for node in spec.all_nodes():
-        for declared, given in zip(OPS[node.op].inputs, node.inputs):
-            if given == name and (declared == "lengths?" or (node.op == "cast" and _is_lengths(spec, node.outputs[0]))):
-                return True
-    return False
+def _lengths(spec: ModelSpec) -> set[str]:
+    """The tensors that recurrent nodes read as their lengths, as they are or cast."""
+    nodes = list(spec.all_nodes())
+    found = {
+        name for node in nodes for declared, name in zip(OPS[node.op].inputs, node.inputs) if declared == "lengths?"
+    }
+    for node in reversed(nodes):
+        if node.op == "cast" and node.outputs[0] in found:
+            found.add(node.inputs[0])
+    return found
 
 
 def _random_input(
@@ -229,14 +235,12 @@ def _random_input(
     tail = rng.integers(0, max(sizes[1], 1), sizes[0]) if padded and len(sizes) > 1 else np.zeros(sizes[:1], int)
 
     if node is not None and node.op == "embedding":
-        masks = node.attr("mask_zero")
-        ids = rng.integers(int(masks and not padded), len(node.weights["weight"]), sizes)
+        masks, rows = node.attr("mask_zero"), len(node.weights["weight"])
+        ids = rng.integers(int(masks and not padded and rows > 1), rows, sizes)
         for row, length in enumerate(tail if masks else ()):
             ids[row, len(ids[row]) - length :] = 0
         return ids.astype(tensor.dtype)
-    if _is_lengths(
-        spec, tensor.name
-    ):  # as torch packs sequences: none is empty, the longest is first and fills its row
+    if tensor.name in _lengths(spec):  # as torch packs sequences: none is empty, the longest is first and fills its row
         least = min(1, seq_len) if padded else seq_len
         lengths = np.sort(rng.integers(least, seq_len + 1, sizes), axis=None)[::-1].reshape(sizes)
         lengths[:1] = seq_len

@@ -15,12 +15,14 @@ from scripts import ROOT, check
 PACKAGE = ROOT / "fastrnn"
 
 LADDER = (
-    {"errors", "run_limits"},
-    {"arguments", "file_writer", "lazy_array", "_core", "_blas"},
+    {"errors", "run_limits", "attributes"},
+    {"arguments", "file_writer", "lazy_array", "weight_shapes", "_core", "_blas"},
     {"float_mode"},
     {"spec", "arrays", "array_files"},
+    {"onnx_operator_work"},
     {"onnx_operator", "fingerprint"},
     {"operators"},
+    {"operator_sizes"},
     {"graph"},
     {"runtime", "reference", "sequences"},
     {"inspect", "tolerance"},

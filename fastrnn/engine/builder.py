@@ -17,11 +17,14 @@ import numpy as np
 from .. import _core
 from ..arrays import c_array
 from ..spec import Node, activation
+from .budget import Budget
+from .spans import Spans
 from .tensors import F32, Buffer, Value, loops, strides_of
 
 MAX_AXES = 8  # FRNN_MAX_AXES
 _ALIGN = 16  # floats: a cache line
 _COPIED = 1024  # elements up to which a constant is copied to the others of its plan; larger ones are shared by plans
+_NEIGHBOURS = 1024  # buffers in use at the same time between which a place is looked for; with more, it is behind all
 _CHAIN = 4096  # elements from which running element-wise steps block by block is worth it
 
 
@@ -61,11 +64,11 @@ class Segment:
 class Builder:
     """Collects steps for one instruction set; ``shared`` are constants that stay where they are."""
 
+    budget: Budget
     isa_kernels: _core.RowKernels = field(default_factory=_core.RowKernels)
     steps: list[NativeStep | HostStep] = field(default_factory=list)
     inputs: list[Buffer] = field(default_factory=list)
     shared: list[np.ndarray] = field(default_factory=list)
-    flops: float = 0.0
     _constants: dict[int, tuple[np.ndarray, Value, np.ndarray]] = field(default_factory=dict)
     _constant_size: int = 0
 
@@ -74,6 +77,7 @@ class Builder:
     def new(self, shape: Sequence[int], order: Sequence[int] | None = None) -> Value:
         """Memory for a tensor, its axes in this order."""
         shape = tuple(shape)
+        self.budget.spend(math.prod(shape), steps=0)
         return Value(shape, F32, None, Buffer(math.prod(shape)), 0, strides_of(shape, order))
 
     def input(self, shape: Sequence[int]) -> Value:
@@ -123,8 +127,9 @@ class Builder:
 
     # ---- native steps ----
 
-    def step(self, kind: str, /, values: dict[str, Value], **fields: Any) -> None:
+    def step(self, kind: str, /, values: dict[str, Value], flops: float = 0.0, **fields: Any) -> None:
         """A native step; constants among its operands are given a place."""
+        self.budget.spend(sum(value.size for value in values.values()), flops)
         operands = {name: self.floats(value) for name, value in values.items()}
         self.steps.append(NativeStep({"kind": kind, **fields}, operands))
 
@@ -199,6 +204,7 @@ class Builder:
     def held(self, shape: Sequence[int], dtype: Any) -> Value:
         """A tensor that a host step makes: floats get memory, others stay NumPy arrays."""
         dtype = np.dtype(dtype)
+        self.budget.spend(math.prod(shape))
         return self.new(shape) if dtype.kind == "f" else Value(tuple(shape), dtype)
 
     # ---- the end ----
@@ -249,7 +255,9 @@ class Builder:
             assert value.buffer is not None
             if value.buffer.slot == "constant":
                 constants[value.buffer.offset : value.buffer.offset + array.size] = np.ravel(array)
-        program = _core.Program(native, constants, len(self.inputs), targets, self.shared, self.flops, self.isa_kernels)
+        program = _core.Program(
+            native, constants, len(self.inputs), targets, self.shared, self.budget.flops, self.isa_kernels
+        )
         return results, items, program, size
 
     def _place(self, live: Iterable[Buffer], chains: dict[int, int]) -> int:
@@ -266,17 +274,18 @@ class Builder:
         for buffer in live:
             if buffer in spans:
                 spans[buffer][1] = len(self.steps)
-        placed: list[tuple[Buffer, int, int]] = []
+        placed = Spans[Buffer](len(self.steps) + 1)
         end = 0
         for buffer, (first, last) in sorted(spans.items(), key=lambda item: -item[0].size):
-            offset = 0
-            others = [b for b, f, t in placed if f <= last and first <= t]
-            for other in sorted(others, key=lambda b: b.offset):
+            offset, others = 0, placed.meeting(first, last, _NEIGHBOURS)
+            if others is None:
+                offset = _aligned(end)
+            for other in sorted(others or (), key=lambda b: b.offset):
                 if offset + buffer.size <= other.offset:
                     break
                 offset = max(offset, _aligned(other.offset + other.size))
             buffer.offset = offset
-            placed.append((buffer, first, last))
+            placed.add(first, last, buffer)
             end = max(end, offset + buffer.size)
         return end
 

@@ -6,7 +6,6 @@ import numpy as np
 
 from .. import _core, runtime
 from ..arrays import F32, c_array
-from ..errors import ShapeError
 from ..lazy_array import in_memory
 from ..spec import Node
 from ..spec import activation as activation_of
@@ -30,18 +29,11 @@ class Convolution:
         weight = c_array(in_memory(node.weights["weight"]), F32)
         bias = in_memory(node.weights.get("bias"))
         groups, transposed = node.attr("groups"), node.op == "conv_transpose"
-        if weight.ndim < 3 or 0 in weight.shape or groups < 1 or weight.shape[0] % groups:
-            raise ShapeError(
-                f"{node.op} {node.name!r}: weight must have at least 3 axes, none of size 0, the first a multiple of"
-                f" groups={groups}; got {weight.shape}"
-            )
         self.node = node
         self.name, self.kernel = node.name, weight.shape[2:]
         outer, inner = weight.shape[0], weight.shape[1] * groups
         self.channels, self.features = (outer, inner) if transposed else (inner, outer)
         self.group_channels, self.group_features = self.channels // groups, self.features // groups
-        if bias is not None and bias.shape != (self.features,):
-            raise ShapeError(f"{node.op} {node.name!r}: bias must be ({self.features},), got {bias.shape}")
         self.bias = None if bias is None else c_array(bias, F32)
         given = node.attrs.get("activation", "linear")
         self.activation = None if given == "linear" else activation_of(given)

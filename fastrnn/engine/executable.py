@@ -17,10 +17,12 @@ import numpy as np
 
 from .. import _core, operators
 from ..arrays import c_array
+from ..attributes import MOST_AXES
 from ..errors import FastrnnError, ShapeError, UnsupportedError
 from ..float_mode import FloatMode
 from ..run_limits import MAX_CHOICES, MAX_PLANS, MAX_VALUES
-from ..spec import Graph, Node
+from ..spec import Graph, Node, reads
+from .budget import Budget, Limits
 from .builder import Builder, HostStep, NeedsValue
 from .lower import lower
 from .plan import Plan
@@ -104,7 +106,7 @@ class Executable:
             if self._optional_by_value and self._too_many_choices(arrays):
                 return self.run(arrays, threads)
             with FloatMode():
-                plan = self.plan(arrays)
+                plan = self.plan(arrays, None if before is None else before.limits)
             plan.before = None if before is None else ref(before)
             plan.nbytes = plan_bytes(plan, key, self._own_arrays())
             plan = memory.keep(self.plans, key, plan)
@@ -130,9 +132,15 @@ class Executable:
         self._by_value, self._any_by_value, self._optional_by_value = [False] * len(self.inputs), False, False
         return True
 
-    def plan(self, arrays: Sequence[np.ndarray | None], kernels: list[tuple[Node, str]] | None = None) -> Plan:
-        """The plan for arrays like these; ``kernels`` is told what runs each node."""
-        builder = Builder(self._isa_kernels)
+    def plan(
+        self,
+        arrays: Sequence[np.ndarray | None],
+        limits: Limits | None = None,
+        kernels: list[tuple[Node, str]] | None = None,
+    ) -> Plan:
+        """The plan for arrays like these, within the limits of its run; ``kernels`` is told what runs each node."""
+        limits = limits or Limits.of(self.nodes, self.constants.values(), arrays)
+        builder = Builder(Budget(limits), self._isa_kernels)
         values: dict[str, Value] = {
             name: Value(array.shape, array.dtype, array) for name, array in self.constants.items()
         }
@@ -169,9 +177,10 @@ class Executable:
                 break
         if stop is not None:
             results = stop.inputs
+        builder.budget.node = None
         shown = [self._result(name, values) for name in results]
         results_, items, program, size = builder.finish(shown)
-        return Plan(inputs, program, items, results_, size, stop)
+        return Plan(inputs, program, items, results_, size, stop, limits)
 
     def _result(self, name: str, values: Mapping[str, Value]) -> Value:
         if name not in values:
@@ -180,9 +189,12 @@ class Executable:
 
     def _lower(self, builder: Builder, node: Node, values: dict[str, Value]) -> None:
         given: list[Any] = [values.get(name) for name in node.inputs]
+        builder.budget.node = node
         try:
             made = lower(builder, node, self.layers.get(node.name), given)
-        except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
+            if any(value.ndim > MOST_AXES or min(value.shape, default=0) < 0 for value in made):
+                raise ValueError(f"a tensor would have more than {MOST_AXES} axes, or fewer than no elements")
+        except (ValueError, IndexError, TypeError, ArithmeticError) as error:
             if isinstance(error, FastrnnError):
                 raise
             absent = [name for name in node.inputs if name and name not in values]
@@ -211,7 +223,8 @@ class Executable:
 
     def _stop(self, rest: list[Node], node: Node | None, values: Mapping[str, Value], question: str = "") -> Stop:
         known = {name: value.known for name, value in values.items() if value.known is not None}
-        needed = [name for name in _reads(rest, self.outputs) if name in values and name not in known]
+        read = reads(rest, self.outputs)
+        needed = [name for name in read if name in values and name not in known]
         if question and values[question].size > MAX_VALUES:
             raise UnsupportedError(
                 f"{rest[0].op} {rest[0].name!r} depends on the {values[question].size} elements of {question!r};"
@@ -219,7 +232,7 @@ class Executable:
             )
         after = rest if node is None else rest[1:]
         made = [] if node is None else [name for name in node.outputs if name]
-        constants = {name: array for name, array in known.items() if name in _reads(rest, self.outputs)}
+        constants = {name: known[name] for name in read if name in known}
         following = Executable(
             after,
             [*needed, *made],
@@ -261,7 +274,7 @@ class Executable:
         if found is None:
             own = [t.name for t in graph.inputs]
             outputs = [t.name for t in graph.outputs]
-            around = [name for name in _reads(graph.nodes, outputs) if name in values and name not in own]
+            around = [name for name in reads(graph.nodes, outputs) if name in values and name not in own]
             executable = Executable(
                 graph.nodes, [*own, *around], outputs, graph.constants, self.layers, **self._inherited
             )
@@ -271,18 +284,7 @@ class Executable:
     def describe(self, arrays: Sequence[np.ndarray | None]) -> tuple[list[tuple[Node, str]], Stop | None]:
         """What runs each node for inputs like these, up to where the plan stops."""
         kernels: list[tuple[Node, str]] = []
-        return kernels, self.plan(arrays, kernels).stop
-
-
-def _reads(nodes: Sequence[Node], outputs: Sequence[str]) -> list[str]:
-    """Tensors that nodes and the bodies in them read, each once."""
-    names: dict[str, None] = {}
-    for node in nodes:
-        names.update(dict.fromkeys(name for name in node.inputs if name))
-        for graph in node.graphs.values():
-            names.update(dict.fromkeys(_reads(graph.nodes, [t.name for t in graph.outputs])))
-    names.update(dict.fromkeys(outputs))
-    return list(names)
+        return kernels, self.plan(arrays, kernels=kernels).stop
 
 
 def _plain(array: np.ndarray | None) -> np.ndarray | None:

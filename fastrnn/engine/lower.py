@@ -59,6 +59,7 @@ def lower(b: Builder, node: Node, layer: Any, x: Values) -> Sequence[Value]:
     present = [value for value in x if value is not None]
     is_layer = node.op in LOWERINGS and node.op not in operators.FUNCTIONS
     if not is_layer and all(value.known is not None for value in present):
+        b.budget.spend(arrays.work_of(node, x))
         results = operators.evaluate(node, [None if value is None else value.known for value in x])
         return [Value(a.shape, a.dtype, a) for a in map(_own_dtype, results)]
     if node.op not in LOWERINGS or not (x[0].is_float or node.op in OF_ANY_DTYPE):

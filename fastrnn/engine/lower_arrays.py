@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import operators
 from ..errors import ShapeError
+from ..operator_sizes import work
 from ..spec import Node
 from .builder import MAX_AXES, Builder, Lowering, Values
 from .tensors import F32, Value
@@ -30,6 +31,7 @@ def by_numpy(b: Builder, node: Node, x: Values) -> Sequence[Value]:
             inputs[k] = array
         return operators.evaluate(node, inputs)
 
+    b.budget.spend(work_of(node, x))
     trial = [
         value.known if value.known is not None else np.zeros(value.shape, value.dtype)
         for value in (x[k] for k in present)
@@ -37,6 +39,17 @@ def by_numpy(b: Builder, node: Node, x: Values) -> Sequence[Value]:
     outputs = [b.held(array.shape, array.dtype) for array in run(*trial)]
     b.host(run, [x[k] for k in present], outputs)
     return outputs
+
+
+def work_of(node: Node, x: Values) -> int:
+    """Elements that the NumPy function of a node reads and writes at most."""
+    shown = [None if value is None else _array_like(value) for value in x]
+    return sum(array.size for array in shown if array is not None) + work(node, shown)
+
+
+def _array_like(value: Value) -> np.ndarray:
+    """The elements where they are known, else zeros that take no memory."""
+    return np.broadcast_to(np.zeros((), value.dtype), value.shape) if value.known is None else value.known
 
 
 # ---- Rows along any axis ----
@@ -290,10 +303,10 @@ def _matmul(b: Builder, node: Node, layer: Any, x: Values) -> Sequence[Value]:
         a, c = m.expand((*outer, rows, k)), n.expand((*outer, k, columns))
         count = len(outer)
         axes = fold_axes(outer, y.strides[:count], a.strides[:count], c.strides[:count])
-        b.flops += 2.0 * y.size * k
         b.step(
             "matmul",
             values={"y": y, "a": a, "b": c},
+            flops=2.0 * y.size * k,
             loops=[*axes, (1, 0, 0, 0)],
             rows=rows,
             n=columns,

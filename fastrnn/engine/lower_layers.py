@@ -47,8 +47,9 @@ def product(b: Builder, handle: Any, x: Value, y: Value | None) -> None:
     if handle.backend == "blas" and x.strides[0] < k:  # a BLAS takes no rows that overlap or go backwards
         x = b.copy(x) if rows > 1 else replace(x, strides=(k, 1))
     if rows:
-        b.flops += 2.0 * y.size * k
-        b.step("dense", values={"y": y, "a": x}, rows=rows, a_row=x.strides[0], y_row=y.strides[0], layer=handle)
+        flops = 2.0 * y.size * k
+        strides = {"a_row": x.strides[0], "y_row": y.strides[0]}
+        b.step("dense", values={"y": y, "a": x}, flops=flops, rows=rows, layer=handle, **strides)
 
 
 def _recurrent(b: Builder, node: Node, layer: Recurrent, x: Values) -> Sequence[Value]:
@@ -86,10 +87,10 @@ def _recurrent(b: Builder, node: Node, layer: Recurrent, x: Values) -> Sequence[
         if plan.flips and seq_len and time_axis is not None:
             values["y"] = y.part(time_axis, seq_len - 1, seq_len, -1)
             y_strides = (y_strides[0], -y_strides[1])
-    b.flops += layer.flops_a_step * batch * seq_len
     b.step(
         "recurrent",
         values=values,
+        flops=layer.flops_a_step * batch * seq_len,
         layer=layer._handle,
         batch=batch,
         seq_len=seq_len,
@@ -164,10 +165,17 @@ def _activation(b: Builder, node: Node, layer: Any, x: Values) -> Values:
 
 
 def _stack(b: Builder, node: Node, layer: Any, x: Values) -> Values:
-    return [joined(b, [b.floats(value).unsqueeze(0) for value in x if value is not None], 0)]
+    parts = [value for value in x if value is not None]
+    if len({part.shape for part in parts}) > 1:
+        raise ShapeError(
+            f"{node.name!r} stacks shapes {', '.join(str(part.shape) for part in parts)}; they must be one"
+        )
+    return [joined(b, [b.floats(value).unsqueeze(0) for value in parts], 0)]
 
 
 def _unstack(b: Builder, node: Node, layer: Any, x: Values) -> Values:
+    if x[0].shape[:1] != (len(node.outputs),):
+        raise ShapeError(f"{node.name!r} takes {len(node.outputs)} parts from shape {x[0].shape}")
     return [b.floats(x[0]).index(0, k) for k in range(x[0].shape[0])]
 
 

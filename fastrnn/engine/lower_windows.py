@@ -114,6 +114,8 @@ def _taps(
     axes: Sequence[int],
 ) -> list[Value]:
     """For each element of the kernel, what it meets in all windows."""
+    count = math.prod(kernel)
+    b.budget.spend(count * math.prod(out), steps=count)
     taps = []
     for at in np.ndindex(*kernel):
         view = x
@@ -175,6 +177,7 @@ def _pool(b: Builder, node: Node, layer: Any, x: Values) -> Values:
         for tap in others:
             b.binary_to(y, "max" if largest else "add", y, tap)
         if not largest:
+            b.budget.spend(sum(o * k for o, k in zip(out, kernel)))
             counts = np.moveaxis(operators.pool_counts(node, x[0].shape, ceil_mode), 1, -1)
             b.binary_to(y, "div", y, known(b, counts.astype(np.float32)))
     return [_channels_first(y)]

@@ -12,6 +12,7 @@ import numpy as np
 from .. import _core, run_limits
 from ..arrays import c_array
 from ..float_mode import FloatMode
+from .budget import Limits
 from .builder import HostStep, Segment
 from .tensors import F32, Value
 
@@ -64,6 +65,8 @@ class Plan:
     block_size: int
     stop: Any
     """Where the graph goes on, an ``executable.Stop``; None: the plan is all of it."""
+    limits: Limits
+    """Of the run, which the plans behind its stop have too."""
     before: ref[Plan] | None = None
     """The plan whose stop led here; None: the first of a run."""
     scratch: dict[tuple[int, int], int] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import operators
+from ..attributes import MOST_AXES
 from ..errors import FastrnnError
 from ..spec import GATES, Graph, Node
 from .shape_rules import RULES, Shape, common, product, without
@@ -32,6 +33,8 @@ class Facts:
         self.shapes: dict[str, tuple[int | None, ...]] = {}
         self.dtypes: dict[str, str] = {}
         self.values: dict[str, np.ndarray] = {}
+        self.misfits: set[str] = set()
+        """Names of nodes that cannot run on tensors of so many axes.  They may stand where nothing ever runs."""
         self._depth = 0
 
     def shape(self, name: str) -> Shape:
@@ -122,11 +125,18 @@ class Facts:
         rule = RULES.get(node.op)
         if rule is None:
             return ()
+        self.misfits.discard(node.name)
         try:
             result: Any = rule(self, node, *(self.shape(name) for name in node.inputs))
-        except (FastrnnError, IndexError, TypeError, ValueError, ZeroDivisionError):
-            return ()  # the node cannot run on these shapes, or too little is known; a run says which
-        return result if isinstance(result, list) else [result]
+        except (FastrnnError, IndexError, TypeError, ValueError, ArithmeticError) as error:
+            if isinstance(error, FastrnnError):
+                self.misfits.add(node.name)
+            return ()  # a run says what is wrong, or too little is known
+        shapes = result if isinstance(result, list) else [result]
+        if any(shape is not None and len(shape) > MOST_AXES for shape in shapes):
+            self.misfits.add(node.name)
+            return ()
+        return shapes
 
     def _dtypes_of(self, node: Node) -> Sequence[str | None]:
         first = self.dtypes.get(next((name for name in node.inputs if name), ""))

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
 import numpy as np
 
 from .. import operators
 from ..errors import FastrnnError
+from ..run_limits import MAX_STATE_BYTES
 from ..spec import GATES, ModelSpec, Node, Tensor
 from .batch_axis import OVER_ROWS, batch_axis_of, becomes_rows, follow_rows
 from .facts import Facts
@@ -232,6 +234,8 @@ class Follower(Writer):
             batch_axis = -1
         whole = [None if k == varies or n == BATCH else n for k, n in enumerate(shape)]
         rest = tuple(n for k, n in enumerate(whole) if k != batch_axis)
+        if 8 * prod(first if n is None else n for n in rest) > MAX_STATE_BYTES:
+            raise UnfollowedError(f"would keep a state of {_text(shape)}, more than {MAX_STATE_BYTES} bytes a stream")
         dtype = self._facts.dtypes.get(like, "float32")
         old, new = self.fresh(name), self.fresh(f"{name}/next")
         self.new_inputs.append(Tensor(old, tuple(whole), dtype))

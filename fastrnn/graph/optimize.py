@@ -71,6 +71,8 @@ def _sweep(flow: Flow, graph: Graph, room: int, known: dict[Any, tuple[str, ...]
         for body in node.graphs.values():
             room = _sweep(flow, body, room, dict(known))
         flow.facts.add(node)
+        if node.name in flow.facts.misfits:
+            continue
         room -= fold(flow, node, room)
         op = node.op
         rules: list[Callable[[Flow, Node], None]] = [

@@ -1,6 +1,7 @@
 """The shapes that nodes give, from the shapes of what they read: one rule for each kind of node.
 
-A dimension is None where it is free or not known; a rule may raise where too little is known.
+A dimension is None where it is free or not known.  A rule raises ``ShapeError`` where the node cannot run on tensors of
+so many axes, and may raise anything where too little is known; whether sizes fit is seen when they are planned.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Protocol
 import numpy as np
 
 from .. import operators
+from ..attributes import MOST_AXES
+from ..errors import ShapeError
 from ..spec import Node
 
 Sizes = tuple[int | None, ...]
@@ -28,6 +31,21 @@ class Known(Protocol):
 
     def numbers(self, name: str) -> list[int | None]:
         """The whole numbers of a tensor that holds a shape or the like; TypeError if they are not known."""
+
+
+def axis_of(axis: int, rank: int) -> int:
+    """The axis counted from the front; ShapeError where a tensor of so many axes has none such."""
+    if not -rank <= axis < rank:
+        raise ShapeError(f"axis {axis} of {rank} axes")
+    return axis % rank
+
+
+def axes_of(axes: Iterable[int], rank: int) -> list[int]:
+    """The same of several, all different."""
+    found = [axis_of(axis, rank) for axis in axes]
+    if len(set(found)) < len(found):
+        raise ShapeError(f"axes {list(axes)} of {rank} axes are not all different")
+    return found
 
 
 def common(a: Shape, b: Shape) -> Shape:
@@ -56,7 +74,7 @@ def broadcast(*shapes: Shape) -> Shape:
 
 def without(shape: Sequence[int | None], axes: Iterable[int]) -> tuple[int | None, ...]:
     """The shape less some axes."""
-    gone = {axis % len(shape) for axis in axes}
+    gone = axes_of(axes, len(shape))
     return tuple(n for k, n in enumerate(shape) if k not in gone)
 
 
@@ -75,6 +93,8 @@ def _element_wise(facts: Known, node: Node, *inputs: Shape) -> Shape:
 
 
 def _dense(facts: Known, node: Node, x: Sizes) -> Shape:
+    if not x:
+        raise ShapeError("no axis of features")
     return (*x[:-1], len(node.weights["weight"]))
 
 
@@ -105,13 +125,15 @@ def _reduce(facts: Known, node: Node, x: Sizes) -> Shape:
 
 
 def _reduced(x: Sizes, axes: Iterable[int], keepdims: bool) -> Shape:
-    gone = {axis % len(x) for axis in axes}
+    gone = axes_of(axes, len(x))
     return tuple(1 if k in gone else n for k, n in enumerate(x)) if keepdims else without(x, gone)
 
 
 def _reshape(facts: Known, node: Node, x: Shape, shape: Shape) -> Shape:
     if node.inputs[1] not in facts.values:
         length = None if shape is None else shape[0]
+        if length is not None and length > MOST_AXES:
+            raise ShapeError(f"a shape of {length} axes")
         return None if length is None else (None,) * length
     wanted = facts.numbers(node.inputs[1])
     result: list[int | None] = []
@@ -138,6 +160,8 @@ def _remaining(x: Sizes, others: list[int | None]) -> int | None:
 
 
 def _flatten(facts: Known, node: Node, x: Sizes) -> Shape:
+    if not -len(x) <= node.attr("axis") <= len(x):
+        raise ShapeError(f"axis {node.attr('axis')} of {len(x)} axes")
     axis = node.attr("axis") + (len(x) if node.attr("axis") < 0 else 0)
     return product(x[:axis]), product(x[axis:])
 
@@ -151,13 +175,15 @@ def _squeeze(facts: Known, node: Node, x: Sizes) -> Shape:
 
 def _unsqueeze(facts: Known, node: Node, x: Sizes) -> Shape:
     rank = len(x) + len(node.attr("axes"))
-    new = {axis % rank for axis in node.attr("axes")}
+    new = axes_of(node.attr("axes"), rank)
     rest = iter(x)
     return tuple(1 if k in new else next(rest) for k in range(rank))
 
 
 def _transpose(facts: Known, node: Node, x: Sizes) -> Shape:
     perm = node.attr("perm")
+    if perm is not None and len(perm) != len(x):
+        raise ShapeError(f"perm {list(perm)} of {len(x)} axes")
     return x[::-1] if perm is None else tuple(x[k] for k in perm)
 
 
@@ -165,7 +191,9 @@ def _concat(facts: Known, node: Node, *inputs: Shape) -> Shape:
     known = [s for s in inputs if s is not None]
     if not known:
         return None
-    axis = node.attr("axis") % len(known[0])
+    axis = axis_of(node.attr("axis"), len(known[0]))
+    if len({len(s) for s in known}) > 1:
+        raise ShapeError(f"shapes {', '.join(map(str, known))} do not fit each other")
     result: list[int | None] = [next((s[k] for s in known if s[k] is not None), None) for k in range(len(known[0]))]
     parts = [s[axis] for s in known]
     result[axis] = None if len(known) < len(inputs) or None in parts else sum(n or 0 for n in parts)
@@ -173,13 +201,15 @@ def _concat(facts: Known, node: Node, *inputs: Shape) -> Shape:
 
 
 def _split(facts: Known, node: Node, x: Sizes) -> list[Shape]:
-    axis = node.attr("axis") % len(x)
+    axis = axis_of(node.attr("axis"), len(x))
     size = x[axis]
     sizes: Sequence[int | None]
     if size is None and node.attr("sizes") is None:
         sizes = [None] * len(node.outputs)
     else:
         sizes = operators.split_sizes(node, size or 0)
+        if len(sizes) != len(node.outputs):
+            raise ShapeError(f"an axis in {len(node.outputs)} parts of {list(sizes)}")
     return [(*x[:axis], n, *x[axis + 1 :]) for n in sizes]
 
 
@@ -203,7 +233,7 @@ def _slice(facts: Known, node: Node, x: Sizes, *bounds: Shape) -> Shape:
 
 
 def _gather(facts: Known, node: Node, x: Sizes, indices: Sizes) -> Shape:
-    axis = node.attr("axis") % len(x)
+    axis = axis_of(node.attr("axis"), len(x))
     return (*x[:axis], *indices, *x[axis + 1 :])
 
 
@@ -269,24 +299,39 @@ def _loop(facts: Known, node: Node, *inputs: Shape) -> list[Shape]:
     return [*carried, *stacked]
 
 
+def _along(facts: Known, node: Node, x: Sizes) -> Shape:
+    """Of the same shape, along one of its axes."""
+    axis_of(node.attr("axis"), max(len(x), 1))
+    return x
+
+
+def _stack(facts: Known, node: Node, x: Sizes, *others: Shape) -> Shape:
+    return (sum(map(bool, node.inputs)), *x)
+
+
+def _unstack(facts: Known, node: Node, x: Sizes) -> list[Shape]:
+    if not x:
+        raise ShapeError("no axis of parts")
+    return [x[1:]] * len(node.outputs)
+
+
 def _inserted(shape: Sizes, axis: int) -> Shape:
-    at = axis % (len(shape) + 1)
+    at = axis_of(axis, len(shape) + 1)
     return (*shape[:at], None, *shape[at:])
 
 
 RULES: dict[str, Callable[..., Shape | list[Shape]]] = {
     **dict.fromkeys(("lstm", "gru", "rnn"), _recurrent),
-    **dict.fromkeys(
-        ("identity", "activation", "unary", "cast", "cumsum", "softmax", "layer_norm", "batch_norm"), _same
-    ),
+    **dict.fromkeys(("identity", "activation", "unary", "cast", "layer_norm", "batch_norm"), _same),
+    **dict.fromkeys(("cumsum", "softmax"), _along),
     **dict.fromkeys(("binary", "where"), _element_wise),
     **dict.fromkeys(("conv", "conv_transpose", "pool"), _windows),
     **dict.fromkeys(("loop", "scan"), _loop),
     "dense": _dense,
     "embedding": lambda facts, node, ids: [(*ids, node.weights["weight"].shape[1]), ids],
     "masking": lambda facts, node, x: [x, x[:-1]],
-    "stack": lambda facts, node, x, *others: (1 + len(others), *x),
-    "unstack": lambda facts, node, x: [x[1:]] * len(node.outputs),
+    "stack": _stack,
+    "unstack": _unstack,
     "matmul": _matmul,
     "reduce": _reduce,
     "argmax": lambda facts, node, x: _reduced(x, [node.attr("axis")], node.attr("keepdims")),

@@ -47,6 +47,7 @@ MAX_NODES = 32_768
 MAX_EXPANSION = 16  # nodes of called functions, counted each time, for each node of the file
 MAX_FOLDED = 16 * MIB  # bytes read and written to compute them, and
 MAX_FOLDING = 64  # times the size of the file
+MAX_FIELDS = 1 << 20  # of the model and its graphs
 MAX_PROTO = 2 << 30  # bytes, protobuf's own limit
 MAX_OPERATOR = 1 * MIB  # bytes of one slow operator with its attributes
 

@@ -17,6 +17,7 @@ from ..arguments import advice, described
 from ..errors import FormatError, UnsupportedError
 from .files import Data, File, need, short, view_array
 from .limits import MAX_NAME_LENGTH, MAX_NESTING, MAX_PROTO, MAX_SHARING, MAX_TENSORS, check_shape
+from .onnx_wire import check_fields
 
 Source = Any  # a path, bytes or a ModelProto
 
@@ -75,6 +76,7 @@ class OnnxFile:
             self.size = len(data)
             if self.size > MAX_PROTO:
                 raise FormatError(f"it has {self.size} bytes, protobuf reads at most {MAX_PROTO}; use external data")
+            check_fields(data)
             try:
                 self.model = onnx.ModelProto.FromString(bytes(data[:]))
             except Exception as error:  # of protobuf, whichever implementation it has
