@@ -15,6 +15,7 @@ import hostile_native
 import hostile_script
 import hostile_torch
 import numpy as np
+from fuzz_operators import operator_specs
 
 from fastrnn.loaders import native, safetensors
 from fastrnn.spec import ModelSpec, Node, Tensor
@@ -183,6 +184,38 @@ def onnx_seeds() -> Iterator[Seed]:
     yield Seed("external.onnx", made.SerializeToString(), beside={"weights.bin": bytes(16) + matrix.raw_data})
 
 
-def corpus() -> list[Seed]:
-    """A few seeds for each format that can be made here."""
-    return [*native_seeds(), *torch_seeds(), *keras_seeds(), *onnx_seeds()]
+def operator_seeds() -> Iterator[Seed]:
+    """A small file for each kind of node and many of its attributes."""
+    for name, spec in operator_specs():
+        yield Seed(f"{name}.frnn", native.spec_to_bytes(spec))
+
+
+MOST_BYTES, MOST_ELEMENTS, MOST_CASES = 3000, 2000, 4  # of ONNX's own tests
+
+
+def onnx_operator_seeds() -> Iterator[Seed]:
+    """ONNX's own tests of single operators: some small ones of each, also with all inputs but the first known."""
+    try:
+        from onnx_cases import bind, node_cases
+    except ImportError:
+        return
+    counts: Counter[str] = Counter()
+    for case in sorted(node_cases(), key=lambda case: case.model.ByteSize()):
+        kind, feeds = case.model.graph.node[0].op_type, case.data_sets[0][0]
+        size = sum(np.size(a) for a in feeds if isinstance(a, (np.ndarray, np.generic)))
+        if case.model.ByteSize() > MOST_BYTES or size > MOST_ELEMENTS or counts[kind] >= MOST_CASES:
+            continue
+        counts[kind] += 1
+        yield Seed(f"{case.name}.onnx", case.model.SerializeToString())
+        given = {v.name: a for v, a in zip(case.model.graph.input, feeds)}
+        if len(given) > 1 and all(isinstance(a, (np.ndarray, np.generic)) and a.size < 200 for a in feeds):
+            bound = bind(case.model, given, list(given)[1:])[0]
+            if bound.ByteSize() <= MOST_BYTES:
+                yield Seed(f"{case.name}_bound.onnx", bound.SerializeToString())
+
+
+def corpus(every_operator: bool = False) -> list[Seed]:
+    """A few seeds for each format that can be made here, and for each kind of node; with ``every_operator`` also
+    ONNX's own tests, which take a while to make."""
+    more = onnx_operator_seeds() if every_operator else ()
+    return [*native_seeds(), *operator_seeds(), *torch_seeds(), *keras_seeds(), *onnx_seeds(), *more]

@@ -14,6 +14,7 @@ import hostile_torch
 import make_hostile
 import pytest
 from cases import layer_nodes
+from fuzz_corpus import corpus
 from scripts import run
 
 from fastrnn.errors import FastrnnError, FormatError
@@ -137,4 +138,7 @@ def test_things_that_are_not_files(tmp_path):
 
 
 def test_fuzz():
-    fuzz_loaders.run(count=2000, seed=0)
+    seeds = corpus()
+    fuzz_loaders.check_seeds(seeds)
+    outcomes = fuzz_loaders.run(seeds, count=800)
+    assert not outcomes.failures, outcomes.report()
