@@ -46,8 +46,10 @@ def random_case(rng: np.random.Generator) -> Case:
     op = str(rng.choice(["lstm", "gru", "rnn"]))
     bound, any_activation = float(rng.uniform(0.1, 2)), functools.partial(rng.choice, list(CELL_ACTIVATIONS))
     options = {"clip": maybe(bound), "num_layers": int(rng.choice([1, 1, 2, 3])), "batch_first": rng.random() < 0.5}
+    proj = op == "lstm" and rng.random() < 0.25
     if op == "lstm":
-        options |= {"cell_clip": maybe(bound), "proj_clip": maybe(bound), "coupled_input_forget": maybe(True)}
+        options |= {"proj_clip": maybe(bound) if proj else None}
+        options |= {"cell_clip": maybe(bound), "coupled_input_forget": maybe(True)}
         options |= {"hidden_activation": maybe(str(any_activation()))}
     if op == "gru":
         options |= {"reset_after": rng.random() < 0.5, "update_gate": maybe("take")}
@@ -62,7 +64,7 @@ def random_case(rng: np.random.Generator) -> Case:
         hidden_size=size(200),
         batch=int(rng.integers(1, 9)),
         seq_len=int(rng.integers(0, 31)),
-        proj=op == "lstm" and rng.random() < 0.25,
+        proj=proj,
         peephole=op == "lstm" and rng.random() < 0.25,
         bias=rng.random() < 0.75,
         state=rng.random() < 0.75,

@@ -80,11 +80,17 @@ def _holders(value: Any, tensor: type) -> set[int]:
     """Identities of the containers in which there are tensors that a name leads to.
 
     Each container is looked at once and not once for each path: many references to one cost nothing, and circles end.
+    Those that are deeper than names may go are not looked at.
     """
     pending, seen = [value], {id(value)}
     holders: set[int] = set()
     others: list[Any] = []  # that hold containers
-    for container in pending:  # which grows
+    depth, level_end = 0, 1
+    for k, container in enumerate(pending):  # which grows
+        if k == level_end:
+            depth, level_end = depth + 1, len(pending)
+        if depth > MAX_NESTING + 1:  # one more, whose names are an error
+            break
         inner = False
         for key, item in _items(container, tensor):
             if isinstance(item, tensor) or _stands_for_a_tensor(key, item):
