@@ -110,7 +110,7 @@ class Layer:
         """Bytes of packed weights."""
         return sum(array.nbytes for array in self.arrays)
 
-    @checked(batch=1, seq_len=1)
+    @checked(batch=1, seq_len=0)
     def explain(self, batch: int = 1, seq_len: int = 100) -> dict[str, Any]:
         """How the layer runs in a call of this size: kernel, backend, bytes of weights, and more where it is known."""
         return {
@@ -236,7 +236,7 @@ class Dense(Stateless):
     def nbytes(self) -> int:
         return self._handle.nbytes
 
-    @checked(batch=1, seq_len=1)
+    @checked(batch=1, seq_len=0)
     def explain(self, batch: int = 1, seq_len: int = 100) -> dict[str, Any]:
         return super().explain(batch, seq_len) | {"backend": self._used_backend, "isa": self._kernels.isa}
 

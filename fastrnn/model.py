@@ -340,7 +340,7 @@ class Model:
         arrays = weights | dict(self.spec.all_constants())
         return {name: from_file(array) for name, array in arrays.items()}
 
-    @checked(batch=1, seq_len=1)
+    @checked(batch=1, seq_len=0)
     def explain(self, batch: int = 1, seq_len: int = 100) -> list[dict[str, Any]]:
         """What runs each node in a call of this size.
 

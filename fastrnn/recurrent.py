@@ -131,7 +131,7 @@ class Recurrent(Layer):
     def nbytes(self) -> int:
         return self._handle.nbytes
 
-    @checked(batch=1, seq_len=1)
+    @checked(batch=1, seq_len=0)
     def explain(self, batch: int = 1, seq_len: int = 100) -> dict[str, Any]:
         """How a call of this size runs: kernel, backend, instruction set, split over threads, bytes of weights.
 
@@ -261,7 +261,7 @@ class Recurrent(Layer):
             raise UnsupportedError("constants= and states= are for models; a layer knows its own states")
         return LayerStore(self, capacity)
 
-    @checked(batch=1, seq_len=1)
+    @checked(batch=1, seq_len=0)
     def warmup(self, batch: int, seq_len: int) -> None:
         """Take the memory and start the threads that a call of this size needs, so that the first real one is fast."""
         x = np.zeros((batch, seq_len, self.input_size) if self.batch_first else (seq_len, batch, self.input_size), F32)

@@ -84,7 +84,7 @@ MISTAKES = {
     "nearly an option of a layer": (lambda: fastrnn.model.as_model(lstm())(X, lengts=[1, 2]), "did you mean 'lengths'"),
     "an absent option": (lambda: with_an_option()(X, np.zeros((1, 2, 2))), r"missing: x\); the model takes"),
     "explain of no rows": (lambda: lstm().explain(-1), "batch is -1, expected a whole number from 1"),
-    "explain of no steps": (lambda: network().explain(1, 0), "seq_len is 0"),
+    "explain of less than no steps": (lambda: network().explain(1, -1), "seq_len is -1"),
     "explain of text": (lambda: dense().explain("x"), "batch is 'x'"),
     "warmup": (lambda: lstm().warmup(0, 5), "batch is 0"),
     "a state of h alone": (lambda: lstm()(X, np.zeros((1, 2, 4))), "state"),
