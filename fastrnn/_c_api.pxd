@@ -114,8 +114,8 @@ cdef extern from "fastrnn.h" nogil:
     void frnn_dense_free(frnn_dense *layer)
     size_t frnn_dense_bytes(const frnn_dense *layer)
     size_t frnn_dense_scratch(const frnn_dense *layer, size_t rows, size_t threads)
-    void frnn_dense_forward(const frnn_dense *layer, size_t rows, const float *x, ptrdiff_t x_stride, float *y, ptrdiff_t y_stride,
-                            size_t threads, void *scratch)
+    c_bool frnn_dense_forward(const frnn_dense *layer, size_t rows, const float *x, ptrdiff_t x_stride, float *y, ptrdiff_t y_stride,
+                              size_t threads, void *scratch, c_bool (*poll)(void *arg) noexcept nogil, void *poll_arg)
 
     ctypedef struct frnn_kernels:
         pass
@@ -173,4 +173,4 @@ cdef extern from "fastrnn.h" nogil:
         size_t chain
     size_t frnn_program_scratch(const frnn_kernels *kernels, const frnn_program_step *steps, size_t count, size_t threads)
     c_bool frnn_program_run(const frnn_kernels *kernels, const frnn_program_step *steps, size_t count, float **at, size_t threads,
-                            void *scratch)
+                            void *scratch, c_bool (*poll)(void *arg) noexcept nogil, void *poll_arg)

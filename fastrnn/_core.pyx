@@ -599,8 +599,12 @@ cdef class DenseHandle:
         cdef const float *from_x = floats(x)
         cdef float *to_y = floats(y)
         cdef void *memory = scratch(c_api.frnn_dense_scratch(self.layer, rows, threads))
+        cdef c_api.c_bool finished
         with nogil:
-            c_api.frnn_dense_forward(self.layer, rows, from_x, self.input_size, to_y, self.output_size, threads, memory)
+            finished = c_api.frnn_dense_forward(
+                self.layer, rows, from_x, self.input_size, to_y, self.output_size, threads, memory, poll_signals, NULL
+            )
+        return None if finished else raise_pending()
 
 
 # ---- Elements and rows ----
@@ -750,8 +754,10 @@ cdef class Program:
             table[k] = floats(array)
             k += 1
         if self.flops < KEEP_GIL_FLOPS:
-            finished = c_api.frnn_program_run(self.kernels, self.steps + first, last - first, table, threads, memory)
+            finished = c_api.frnn_program_run(self.kernels, self.steps + first, last - first, table, threads, memory, NULL, NULL)
         else:
             with nogil:
-                finished = c_api.frnn_program_run(self.kernels, self.steps + first, last - first, table, threads, memory)
+                finished = c_api.frnn_program_run(
+                    self.kernels, self.steps + first, last - first, table, threads, memory, poll_signals, NULL
+                )
         return None if finished else raise_pending()

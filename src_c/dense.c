@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "blas.h"
+#include "dense.h"
 #include "float_mode.h"
 #include "memory.h"
 #include "pack.h"
@@ -61,11 +62,36 @@ typedef struct {
     float *y;
     ptrdiff_t x_stride, y_stride;
     float *scratch;
+    frnn_poll *poll;
+    _Atomic bool stop;
 } dense_job;
+
+/* Whether the job ends before the next part of it. */
+static bool stopped(dense_job *job, size_t member)
+{
+    if (member == 0 && frnn_poll_stops(job->poll)) job->stop = true;
+    return job->stop;
+}
+
+/* A block of rows, so few panels at a time that their product takes milliseconds. */
+static bool multiply(dense_job *job, size_t member, frnn_product_args *args)
+{
+    enum { PART_MACS = 1 << 24 };
+    const frnn_panels *panels = &job->layer->panels;
+    const size_t macs = args->rows * panels->k * frnn_panel_row(panels);
+    const size_t part = job->layer->blas || macs == 0 ? panels->count : PART_MACS / macs + 1;
+    for (size_t begin = 0; begin < panels->count; begin += part) {
+        if (begin && stopped(job, member)) return false;
+        args->panel_begin = begin;
+        args->panel_end = panels->count - begin < part ? panels->count : begin + part;
+        frnn_product(job->layer->kernels, job->layer->blas, args);
+    }
+    return true;
+}
 
 static void run_member(void *arg, size_t member)
 {
-    const dense_job *job = arg;
+    dense_job *job = arg;
     const frnn_dense *layer = job->layer;
     const frnn_panels *panels = &layer->panels;
     const size_t padded = frnn_padded(panels);
@@ -73,14 +99,14 @@ static void run_member(void *arg, size_t member)
     const frnn_range share = frnn_share(job->rows, member, job->members);
     float *block = job->scratch + member * block_floats(layer);
     for (size_t row = share.begin; row < share.end; row += BLOCK_ROWS) {
+        if (row > share.begin && stopped(job, member)) break;
         const size_t rows = share.end - row < BLOCK_ROWS ? share.end - row : BLOCK_ROWS;
         frnn_product_args args = {.panels = panels,
                                   .a = job->x + (ptrdiff_t)row * job->x_stride,
                                   .a_stride = (size_t)job->x_stride,
                                   .rows = rows,
-                                  .panel_end = panels->count,
                                   .out = {block, frnn_panel_row(panels), padded}};
-        frnn_product(layer->kernels, layer->blas, &args);
+        if (!multiply(job, member, &args)) break;
         for (size_t r = 0; r < rows; r++) {
             float *y = job->y + (ptrdiff_t)(row + r) * job->y_stride;
             if (layer->activation.kind == FRNN_LINEAR)
@@ -92,13 +118,23 @@ static void run_member(void *arg, size_t member)
     frnn_float_mode_restore(mode);
 }
 
-void frnn_dense_forward(const frnn_dense *layer, size_t rows, const float *x, ptrdiff_t x_stride, float *y, ptrdiff_t y_stride,
-                        size_t threads, void *scratch)
+bool frnn_dense_run(const frnn_dense *layer, size_t rows, const float *x, ptrdiff_t x_stride, float *y, ptrdiff_t y_stride, size_t threads,
+                    void *scratch, frnn_poll *poll)
 {
     const double flops = 2.0 * (double)rows * (double)layer->panels.k * (double)layer->panels.units;
     const size_t wanted = layer->blas || flops < MIN_THREAD_FLOPS || rows < threads ? 1 : threads;
     const size_t members = frnn_team_take(wanted);
-    dense_job job = {layer, rows, members, x, y, x_stride, y_stride, scratch};
+    dense_job job = {layer, rows, members, x, y, x_stride, y_stride, scratch, poll, false};
     frnn_team_run(members, run_member, &job);
     frnn_team_release(members);
+    return !job.stop;
+}
+
+bool frnn_dense_forward(const frnn_dense *layer, size_t rows, const float *x, ptrdiff_t x_stride, float *y, ptrdiff_t y_stride,
+                        size_t threads, void *scratch, bool (*poll)(void *arg), void *poll_arg)
+{
+    frnn_poll asked = {.ask = poll, .arg = poll_arg, .callers_mode = frnn_float_mode_set()};
+    const bool finished = frnn_dense_run(layer, rows, x, x_stride, y, y_stride, threads, scratch, &asked);
+    frnn_float_mode_restore(asked.callers_mode);
+    return finished;
 }

@@ -178,8 +178,9 @@ frnn_status frnn_dense_create(frnn_dense **out, size_t input_size, size_t output
 void frnn_dense_free(frnn_dense *layer); /* accepts NULL */
 size_t frnn_dense_bytes(const frnn_dense *layer);
 size_t frnn_dense_scratch(const frnn_dense *layer, size_t rows, size_t threads);
-void frnn_dense_forward(const frnn_dense *layer, size_t rows, const float *x, ptrdiff_t x_stride, float *y, ptrdiff_t y_stride,
-                        size_t threads, void *scratch);
+/* False where `poll` (NULL: none), asked now and then, said so; y is then incomplete. */
+bool frnn_dense_forward(const frnn_dense *layer, size_t rows, const float *x, ptrdiff_t x_stride, float *y, ptrdiff_t y_stride,
+                        size_t threads, void *scratch, bool (*poll)(void *arg), void *poll_arg);
 
 /* ---- Functions of rows and elements, on contiguous arrays; y may be x ---- */
 
@@ -267,8 +268,8 @@ typedef struct frnn_program_step {
 } frnn_program_step;
 
 size_t frnn_program_scratch(const frnn_kernels *kernels, const frnn_program_step *steps, size_t count, size_t threads);
-/* False where poll stopped a recurrent layer; the outputs are then incomplete. */
+/* False where `poll` (NULL: none) or that of a recurrent layer stopped it; the outputs are then incomplete. */
 bool frnn_program_run(const frnn_kernels *kernels, const frnn_program_step *steps, size_t count, float *const *at, size_t threads,
-                      void *scratch);
+                      void *scratch, bool (*poll)(void *arg), void *poll_arg);
 
 #endif

@@ -1,9 +1,11 @@
 /* program.c: a model's steps in order. */
 #include <string.h>
 
+#include "dense.h"
 #include "float_mode.h"
 #include "kernels/kernels.h"
 #include "memory.h"
+#include "poll.h"
 
 enum { CHAIN_BLOCK = 2048 }; /* elements that a chain of element-wise steps keeps in L1 */
 
@@ -88,11 +90,12 @@ static float *lay_out_matmul(const frnn_kernels *kernels, const frnn_program_ste
     return frnn_arena_take(arena, MATMUL_ROWS * columns * sizeof(float));
 }
 
-static void multiply(const frnn_kernels *kernels, const frnn_program_step *step, const frnn_panels *panels, float *block, float *y,
-                     const float *a)
+static bool multiply(const frnn_kernels *kernels, const frnn_program_step *step, const frnn_panels *panels, float *block, float *y,
+                     const float *a, frnn_poll *poll)
 {
     const size_t columns = frnn_padded(panels);
     for (size_t row = 0; row < step->rows; row += MATMUL_ROWS) {
+        if (frnn_poll_stops(poll)) return false;
         const size_t rows = step->rows - row < MATMUL_ROWS ? step->rows - row : MATMUL_ROWS;
         const frnn_product_args args = {.panels = panels,
                                         .a = a + (ptrdiff_t)row * step->a_row,
@@ -103,9 +106,11 @@ static void multiply(const frnn_kernels *kernels, const frnn_program_step *step,
         kernels->product(&args);
         for (size_t r = 0; r < rows; r++) memcpy(y + (ptrdiff_t)(row + r) * step->y_row, block + r * columns, step->n * sizeof *y);
     }
+    return true;
 }
 
-static void matmul(const frnn_kernels *kernels, const frnn_program_step *step, float *y, const float *a, const float *b, void *scratch)
+static bool matmul(const frnn_kernels *kernels, const frnn_program_step *step, float *y, const float *a, const float *b, void *scratch,
+                   frnn_poll *poll)
 {
     frnn_panels panels;
     frnn_arena arena = {scratch, 0};
@@ -116,8 +121,9 @@ static void matmul(const frnn_kernels *kernels, const frnn_program_step *step, f
     FOR_RUNS(&step->loops, {
         if (b != packed) pack_columns(&panels, b, step->b_row, step->b_column);
         packed = b;
-        multiply(kernels, step, &panels, block, y, a);
+        if (!multiply(kernels, step, &panels, block, y, a, poll)) return false;
     });
+    return true;
 }
 
 /* ---- Steps ---- */
@@ -140,7 +146,9 @@ static frnn_recurrent_call call_of(const frnn_program_step *step, float *const *
     return call;
 }
 
-static void run_step(const frnn_kernels *kernels, const frnn_program_step *step, float *const *at, size_t threads, void *scratch)
+/* False: the poll stopped it. */
+static bool run_step(const frnn_kernels *kernels, const frnn_program_step *step, float *const *at, size_t threads, void *scratch,
+                     frnn_poll *poll)
 {
     float *y = at_operand(at, step->y);
     const float *a = at_operand(at, step->a), *b = at_operand(at, step->b), *c = at_operand(at, step->c);
@@ -153,10 +161,11 @@ static void run_step(const frnn_kernels *kernels, const frnn_program_step *step,
     case FRNN_STEP_SOFTMAX: kernels->softmax(step->rows, step->n, a, y, step->logarithm); break;
     case FRNN_STEP_LAYER_NORM: kernels->layer_norm(step->rows, step->n, a, b, c, step->value, y); break;
     case FRNN_STEP_SCALE_SHIFT: kernels->scale_shift(step->rows, step->n, a, b, c, y); break;
-    case FRNN_STEP_MATMUL: matmul(kernels, step, y, a, b, scratch); break;
-    case FRNN_STEP_DENSE: frnn_dense_forward(step->dense, step->rows, a, step->a_row, y, step->y_row, threads, scratch); break;
-    case FRNN_STEP_RECURRENT: break; /* the program's own, as it may be stopped */
+    case FRNN_STEP_MATMUL: return matmul(kernels, step, y, a, b, scratch, poll);
+    case FRNN_STEP_DENSE: return frnn_dense_run(step->dense, step->rows, a, step->a_row, y, step->y_row, threads, scratch, poll);
+    case FRNN_STEP_RECURRENT: break; /* the program's own: its call has a poll */
     }
+    return true;
 }
 
 /* Element-wise steps over the same elements, a block through all of them before the next. */
@@ -202,9 +211,10 @@ size_t frnn_program_scratch(const frnn_kernels *kernels, const frnn_program_step
 }
 
 bool frnn_program_run(const frnn_kernels *kernels, const frnn_program_step *steps, size_t count, float *const *at, size_t threads,
-                      void *scratch)
+                      void *scratch, bool (*poll)(void *arg), void *poll_arg)
 {
     frnn_float_mode mode = frnn_float_mode_set();
+    frnn_poll asked = {.ask = poll, .arg = poll_arg, .callers_mode = mode};
     bool finished = true;
     for (const frnn_program_step *step = steps; finished && step < steps + count;) {
         if (step->chain) {
@@ -216,7 +226,8 @@ bool frnn_program_run(const frnn_kernels *kernels, const frnn_program_step *step
             finished = frnn_recurrent_forward(step[-1].recurrent, &call, scratch);
             mode = frnn_float_mode_set();
         } else
-            run_step(kernels, step++, at, threads, scratch);
+            finished = run_step(kernels, step++, at, threads, scratch, &asked);
+        finished = finished && !frnn_poll_stops(&asked);
     }
     frnn_float_mode_restore(mode);
     return finished;

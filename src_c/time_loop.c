@@ -7,10 +7,9 @@
  * The members of a group share rows and split the units; each reads what the others wrote only after a barrier. */
 #define _GNU_SOURCE
 #include <string.h>
-#include <time.h>
 
 #include "blas.h"
-#include "float_mode.h"
+#include "poll.h"
 #include "recurrent.h"
 
 /* A (batch, time, features) array by strides, of the caller or in scratch; or rows that each lie somewhere. */
@@ -49,8 +48,7 @@ struct frnn_job {
     float *sequences[2]; /* between layers of two directions, and before a merge */
     frnn_barrier all;
     _Atomic bool stop;
-    int64_t polled_at;
-    frnn_float_mode callers_mode;
+    frnn_poll poll;
 };
 
 /* ---- Layout ---- */
@@ -395,19 +393,8 @@ static void run_layer_chunk(const pass *p, size_t link, size_t begin, size_t end
 
 static bool stopped(const pass *p, bool polls)
 {
-    enum { POLL_NS = 20000000 };
     frnn_job *job = p->job;
-    if (polls && job->call->poll) {
-        struct timespec t;
-        clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
-        const int64_t now = (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-        if (now - job->polled_at > POLL_NS) {
-            frnn_float_mode_restore(job->callers_mode);
-            if (job->polled_at && job->call->poll(job->call->poll_arg)) atomic_store(&job->stop, true);
-            frnn_float_mode_set();
-            job->polled_at = now;
-        }
-    }
+    if (polls && frnn_poll_stops(&job->poll)) atomic_store(&job->stop, true);
     return atomic_load_explicit(&job->stop, memory_order_relaxed);
 }
 
@@ -488,7 +475,7 @@ static void run_member(void *arg, size_t thread)
     const frnn_recurrent *net = job->net;
     const frnn_recurrent_call *call = job->call;
     const frnn_float_mode mode = frnn_float_mode_set();
-    if (thread == 0) job->callers_mode = mode;
+    if (thread == 0) job->poll.ask = call->poll, job->poll.arg = call->poll_arg, job->poll.callers_mode = mode;
     group *g = &job->groups[thread / job->plan.members];
     const sequence x = {(float *)call->x, call->x_batch_stride, call->x_time_stride, (float *const *)call->x_rows, 0};
     const sequence y = {call->y, call->y_batch_stride, call->y_time_stride, call->y_rows, 0};

@@ -1,6 +1,7 @@
 """Runs that would not end: a limit on the turns of loops, and Ctrl-C, after which everything goes on as before."""
 
 import signal
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -140,3 +141,42 @@ def test_a_stream_of_a_model_keeps_its_state_at_control_c(interrupt_at):
 
 def floats(rng, *shape):
     return rng.normal(size=shape).astype(np.float32)
+
+
+def matmuls(count: int) -> fastrnn.Model:
+    names = ["x", *(f"t{k}" for k in range(count - 1)), "y"]
+    return model_of(*(Node("matmul", f"to_{y}", (x, "x"), (y,)) for x, y in pairwise(names)))
+
+
+LONG = {
+    "a program": (lambda: matmuls(60), lambda: np.zeros((1024, 1024), np.float32)),
+    "a dense layer": (
+        lambda: fastrnn.Dense(np.zeros((2048, 1024), np.float32)),
+        lambda: np.zeros((20_000, 1024), np.float32),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_control_c_during_one_call_of_c(kind, threads):
+    """Signals that come while C runs are told to Python one by one; those of a call that never asks would be one."""
+    fastrnn.set_num_threads(threads)
+    made, x = LONG[kind]
+    call, array, seen = made(), x(), []
+
+    def handler(*_):
+        seen.append(True)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+        with pytest.raises(KeyboardInterrupt):
+            call(array)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    small = array[:3] if kind == "a dense layer" else array[:2, :2].copy()
+    assert not call(small).any()

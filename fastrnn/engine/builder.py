@@ -129,6 +129,8 @@ class Builder:
 
     def step(self, kind: str, /, values: dict[str, Value], flops: float = 0.0, **fields: Any) -> None:
         """A native step; constants among its operands are given a place."""
+        flops += fields["n"] * fields.get("rows", 1) if "n" in fields else 0
+        flops += math.prod(axis[0] for axis in fields.get("loops", ())) if kind in ("copy", "fill") else 0
         self.budget.spend(sum(value.size for value in values.values()), flops)
         operands = {name: self.floats(value) for name, value in values.items()}
         self.steps.append(NativeStep({"kind": kind, **fields}, operands))

@@ -325,7 +325,7 @@ static void print_rows(void)
         float *matrix = random_floats(7 * n, 1.0f), *result = new_floats(5 * 7);
         if (frnn_dense_create(&dense, n, 7, matrix, NULL, (frnn_activation){FRNN_TANH, 0, 0}, FRNN_BACKEND_PACKED) != FRNN_OK)
             fail("cannot create", "dense");
-        frnn_dense_forward(dense, 5, rows, (ptrdiff_t)n, result, 7, 1, frnn_scratch(frnn_dense_scratch(dense, 5, 1)));
+        frnn_dense_forward(dense, 5, rows, (ptrdiff_t)n, result, 7, 1, frnn_scratch(frnn_dense_scratch(dense, 5, 1)), NULL, NULL);
         print_hash(result, 5 * 7);
         printf("\n");
         frnn_dense_free(dense);

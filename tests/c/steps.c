@@ -19,7 +19,7 @@ static void run(const frnn_program_step *steps, size_t count, float *const *at, 
 {
     const size_t bytes = frnn_program_scratch(kernels, steps, count, threads);
     void *scratch = new_scratch(bytes);
-    if (!frnn_program_run(kernels, steps, count, at, threads, scratch)) fail("a program was", "stopped");
+    if (!frnn_program_run(kernels, steps, count, at, threads, scratch, NULL, NULL)) fail("a program was", "stopped");
     free_scratch(scratch, bytes);
 }
 
