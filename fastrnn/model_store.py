@@ -234,7 +234,12 @@ class ModelStore:
             feeds[state.input] = _as_taken(held, state.batch_axis)
         made = self._model.run(feeds)
         for state in self._states:
-            new = _rows_first(made[state.output], state.batch_axis, 1)
+            new, held = _rows_first(made[state.output], state.batch_axis, 1), self._arrays[state.input]
+            if new.ndim != held.ndim or (rows is not None and new.shape[1:] != held.shape[1:]):
+                raise ShapeError(
+                    f"the state {state.output!r} has shape {new.shape[1:]}, {state.input!r} takes {held.shape[1:]}; the"
+                    " model gives states that it does not take, pass states={output: input} if others belong together"
+                )
             if rows is None:
                 self._arrays[state.input] = np.ascontiguousarray(new)
             else:

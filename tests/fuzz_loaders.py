@@ -59,6 +59,7 @@ SHARES = {".frnn": 4, ".onnx": 4, ".keras": 2, ".h5": 1, ".pt": 2, ".jit": 1, ".
 """How often mutants are made of files with these suffixes."""
 
 CODE = (".py", ".pyc", ".so")
+INSTALLED = (sys.prefix, sys.base_prefix)  # packages that are imported look up versions there
 
 
 class Opened:
@@ -71,7 +72,7 @@ class Opened:
     def __call__(self, event: str, arguments: tuple) -> None:
         if self.paths is not None and event == "open" and isinstance(arguments[0], (str, bytes)):
             path = arguments[0] if isinstance(arguments[0], str) else arguments[0].decode(errors="replace")
-            if not path.endswith(CODE):
+            if not path.endswith(CODE) and not path.startswith(INSTALLED):
                 self.paths.append(path)
 
     @contextlib.contextmanager

@@ -14,7 +14,7 @@ from published import published
 
 import fastrnn
 from fastrnn.errors import UnknownStreamError
-from fastrnn.spec import ModelSpec, Node, Tensor
+from fastrnn.spec import Graph, ModelSpec, Node, Tensor
 
 
 def tagger() -> fastrnn.Model:
@@ -448,3 +448,35 @@ def test_steps_given_for_sizes_are_refused(node):
     spec = ModelSpec([node], [Tensor("x", (2, 3, 4))], [Tensor("y", None)], {"k": np.float32(1)[None]})
     with pytest.raises(fastrnn.FastrnnError):
         fastrnn.Model(spec).stream()
+
+
+def test_a_state_of_another_shape_is_refused():
+    """A sum over a scan may be broadcast to more axes than the state has."""
+    body = Graph(
+        [Node("binary", "add", ("h", "u"), ("g",), {"function": "add"}), Node("identity", "copy", ("g",), ("o",))],
+        [Tensor("h", (None, 4)), Tensor("u", (None, 4))],
+        [Tensor("g", None), Tensor("o", None)],
+    )
+    scan = Node(
+        "scan",
+        "scan",
+        ("h0", "x"),
+        ("h1", "y"),
+        {"num_scanned": 1, "axes": (1,), "output_axes": (1,)},
+        {},
+        {"body": body},
+    )
+    inputs = [Tensor("h0", (None, 4)), Tensor("x", (1, 1))]
+    model = fastrnn.Model(ModelSpec([scan], inputs, [Tensor("h1", None), Tensor("y", None)]))
+    x = np.ones((1, 1, 1), np.float32)
+
+    def stream_step() -> None:
+        model.stream().step(x)
+
+    def pool_step() -> None:
+        pool = model.pool(2)
+        pool.step([pool.open()], x)
+
+    for step in (stream_step, pool_step):
+        with pytest.raises(fastrnn.FastrnnError):
+            step()
