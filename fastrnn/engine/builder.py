@@ -7,6 +7,7 @@ the last step that uses it.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from .tensors import F32, Buffer, Value, loops, strides_of
 MAX_AXES = 8  # FRNN_MAX_AXES
 _ALIGN = 16  # floats: a cache line
 _COPIED = 1024  # elements up to which a constant is copied to the others of its plan; larger ones are shared by plans
-_NEIGHBOURS = 1024  # buffers in use at the same time between which a place is looked for; with more, it is behind all
+_NEIGHBOURS = 256  # buffers in use at the same time between which a place is looked for
 _CHAIN = 4096  # elements from which running element-wise steps block by block is worth it
 
 
@@ -276,20 +277,21 @@ class Builder:
         for buffer in live:
             if buffer in spans:
                 spans[buffer][1] = len(self.steps)
-        placed = Spans[Buffer](len(self.steps) + 1)
+        placed, crowded = Spans[Buffer](len(self.steps) + 1), list[tuple[int, int, Buffer]]()
         end = 0
         for buffer, (first, last) in sorted(spans.items(), key=lambda item: -item[0].size):
             offset, others = 0, placed.meeting(first, last, _NEIGHBOURS)
             if others is None:
-                offset = _aligned(end)
-            for other in sorted(others or (), key=lambda b: b.offset):
+                crowded.append((first, last, buffer))
+                continue
+            for other in sorted(others, key=lambda b: b.offset):
                 if offset + buffer.size <= other.offset:
                     break
                 offset = max(offset, _aligned(other.offset + other.size))
             buffer.offset = offset
             placed.add(first, last, buffer)
             end = max(end, offset + buffer.size)
-        return end
+        return _behind(crowded, end)
 
     def _chains(self) -> dict[int, int]:
         """Runs of element-wise steps over the same elements: index of the first, and how many."""
@@ -304,6 +306,20 @@ class Builder:
             if chain.count > 1:
                 chains[first] = chain.count
         return chains
+
+
+def _behind(crowded: list[tuple[int, int, Buffer]], end: int) -> int:
+    """Places behind all others for buffers with their spans, each where one of its size is no longer used."""
+    free: dict[int, list[tuple[int, int]]] = {}  # by size, the time from which a place is free, and where it is
+    for first, last, buffer in sorted(crowded, key=lambda span: span[:2]):
+        places = free.setdefault(buffer.size, [])
+        if places and places[0][0] <= first:
+            _, buffer.offset = heapq.heappop(places)
+        else:
+            buffer.offset = _aligned(end)
+            end = buffer.offset + buffer.size
+        heapq.heappush(places, (last + 1, buffer.offset))
+    return end
 
 
 class _Chain:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
-Item = TypeVar("Item")
+Item = TypeVar("Item", bound=Hashable)
 
 
 class Spans(Generic[Item]):
@@ -28,7 +28,7 @@ class Spans(Generic[Item]):
     def meeting(self, first: int, last: int, most: int) -> list[Item] | None:
         """The items whose spans have a time in common with that from ``first`` to ``last``; None if more than
         ``most`` are found."""
-        found: dict[int, Item] = {}
+        found: set[Item] = set()
         for node in self._cover(first, last):
             lists = [self._part.get(node, ())]
             while node:
@@ -37,10 +37,10 @@ class Spans(Generic[Item]):
             for items in lists:
                 if len(items) > most:
                     return None
-                found.update((id(item), item) for item in items)
+                found.update(items)
             if len(found) > most:
                 return None
-        return list(found.values())
+        return list(found)
 
     def _cover(self, first: int, last: int) -> Iterator[int]:
         """The fewest nodes of the tree that have just these times."""

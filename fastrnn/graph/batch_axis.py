@@ -32,7 +32,13 @@ def follow_rows(
 
     ``batch`` is the size that the batch has meanwhile.
     """
-    found, problems = dict(times), {}
+    found, problems = dict(times), dict[str, str]()
+    extend_rows(f, nodes, found, problems, batch)
+    return found, problems
+
+
+def extend_rows(f: Sizes, nodes: Iterable[Node], found: dict[str, Of], problems: dict[str, str], batch: int) -> None:
+    """The same, from where the rows of the nodes before these go."""
     for node in nodes:
         given = [found.get(name) for name in node.inputs]
         try:
@@ -48,7 +54,6 @@ def follow_rows(
             problems[node.name] = str(reason)
             continue
         found |= {name: of for name, of in zip(node.outputs, made if isinstance(made, list) else [made]) if name}
-    return found, problems
 
 
 def becomes_rows(f: Sizes, nodes: Iterable[Node], name: str, axis: int) -> bool:

@@ -7,6 +7,7 @@ graphs (``copied`` sees to that), so a name means the same in every body.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -24,8 +25,8 @@ def copied(spec: ModelSpec) -> ModelSpec:
     return ModelSpec(graph.nodes, graph.inputs, graph.outputs, graph.constants, spec.nested_state, spec.source)
 
 
-def _copied(graph: Graph, around: dict[str, str], used: set[str]) -> Graph:
-    names = dict(around)
+def _copied(graph: Graph, around: Mapping[str, str], used: set[str]) -> Graph:
+    names = ChainMap[str, str]({}, around)  # type: ignore[arg-type]  # only the first one is written
     for name in defined(graph):
         names[name] = fresh(name, used)
         used.add(names[name])

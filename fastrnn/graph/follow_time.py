@@ -15,7 +15,7 @@ from .. import operators
 from ..errors import FastrnnError
 from ..run_limits import MAX_STATE_BYTES
 from ..spec import GATES, ModelSpec, Node, Tensor
-from .batch_axis import OVER_ROWS, batch_axis_of, becomes_rows, follow_rows
+from .batch_axis import OVER_ROWS, batch_axis_of, becomes_rows, extend_rows, follow_rows
 from .facts import Facts
 from .histories import CARRIES, DIRECTIONS, settle
 from .optimize import optimize
@@ -146,6 +146,13 @@ class Follower(Writer):
         self.new_inputs: list[Tensor] = []
         self.new_outputs: list[Tensor] = []
         self._outputs = {t.name for t in spec.outputs}
+        self._ops = {node.name: node.op for node in spec.nodes}
+        self._readers: dict[str, list[Node]] = {}
+        for node in spec.nodes:
+            for name in dict.fromkeys(node.inputs):
+                self._readers.setdefault(name, []).append(node)
+        self._rows_so_far: dict[str, Of] = {}
+        self._seen, self._rowed = 0, 0
         self._layers = {node.name for node in spec.all_nodes() if node.op in GATES}
         sizes = ((STEPS, 1), (3 * STEPS, 1), (STEPS, 3))
         self._facts, self._longer, self._wider = (sized_facts(spec, axes, *size, self.rows) for size in sizes)
@@ -175,7 +182,7 @@ class Follower(Writer):
         return None if value is None or None in value.ravel().tolist() else value
 
     def readers(self, name: str) -> list[Node] | None:
-        return None if name in self._outputs else [node for node in self.spec.nodes if name in node.inputs]
+        return None if name in self._outputs else self._readers.get(name, [])
 
     def sized(self, size: int) -> str:
         for tensor in self.spec.inputs:
@@ -188,21 +195,29 @@ class Follower(Writer):
 
     def batch_axis(self, name: str) -> int:
         """The axis that the batch is in, -1 where that is not known."""
-        rows = self.follow_rows()[0].get(name)
+        rows = self._rows_of(name)
         return rows.axis if isinstance(rows, Time) else -1
+
+    def _rows_of(self, name: str) -> Of:
+        """Where the rows of a tensor are that a node seen so far has made."""
+        if not self._rowed:
+            self._rows_so_far = self._row_starts()
+        nodes = self.spec.nodes[self._rowed : self._seen]
+        extend_rows(self, nodes, self._rows_so_far, {}, BATCH if self._any_batch else 1)
+        self._rowed = self._seen
+        return self._rows_so_far.get(name)
+
+    def _row_starts(self) -> dict[str, Of]:
+        return {name: Time(axis, self.shape(name)[axis]) for name, axis in self.rows.items() if axis >= 0}
 
     def follow_rows(self) -> tuple[dict[str, Of], dict[str, str]]:
         """The batch, followed as time is, as far as that is known."""
-        starts = {}
-        for name, axis in self.rows.items():
-            if axis >= 0:
-                starts[name] = Time(axis, self.shape(name)[axis])
-        return follow_rows(self, self.spec.nodes, starts, BATCH if self._any_batch else 1)
+        return follow_rows(self, self.spec.nodes, self._row_starts(), BATCH if self._any_batch else 1)
 
     # What they write.
 
     def problem(self, node: str, reason: str) -> None:
-        op = next(n.op for n in self.spec.nodes if n.name == node)
+        op = self._ops[node]
         self.problems[f"{op} {node!r} {reason}"] = None
         self._refused.add(node)
 
@@ -249,7 +264,7 @@ class Follower(Writer):
         self, name: str, like: str, shape: Sequence[int], axis: int, initial: np.ndarray | None
     ) -> tuple[str, str]:
         """A state of rows of which several belong to one of the batch: the caller has an axis for these."""
-        batch = self.follow_rows()[0].get(like)
+        batch = self._rows_of(like)
         if not isinstance(batch, Time) or self.shape(like)[batch.axis] != shape[axis]:
             raise UnfollowedError(f"would keep a state of {_text(shape)}, whose size the model does not say")
         before, after = ([n] if n > 1 else [] for n in (shape[axis] // BATCH // batch.inner, batch.inner))
@@ -271,6 +286,7 @@ class Follower(Writer):
         for facts in (self._facts, self._longer, self._wider):
             facts.prepare_bodies(node)
             facts.add(node)
+        self._seen += 1
         read = [*node.inputs, *(name for body in node.graphs.values() for n in body.all_nodes() for name in n.inputs)]
         kinds = {t for t in map(self.times.get, read) if isinstance(t, Kind)}
         before = len(self.problems)

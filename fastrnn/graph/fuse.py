@@ -17,6 +17,7 @@ from .shape_rules import Sizes
 
 PRODUCTS = ("dense", "conv", "conv_transpose")
 VIEWS = ("reshape", "flatten", "squeeze", "unsqueeze")  # other axes, the same elements in the same order
+NEAR = 16  # views behind each other that are looked through
 POWERS = {2.0: "square", 0.5: "sqrt", -1.0: "reciprocal"}
 
 
@@ -176,7 +177,10 @@ def reshaped_again(flow: Flow, node: Node) -> None:
 def viewed_as_before(flow: Flow, node: Node) -> None:
     """Other axes and back: the elements lie in one order, so an equal shape is an equal tensor."""
     shape, name = flow.facts.shape(node.outputs[0]), node.inputs[0]
-    while (first := flow.writer(name)) is not None and first.op in VIEWS:
+    for _ in range(NEAR):
+        first = flow.writer(name)
+        if first is None or first.op not in VIEWS:
+            return
         name = first.inputs[0]
         if shape is not None and shape == flow.facts.shape(name) and shape.count(None) <= 1:
             flow.change(node, op="identity", inputs=(name,), attrs={})

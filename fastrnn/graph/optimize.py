@@ -7,7 +7,8 @@ recurrent nodes again (:mod:`fastrnn.graph.recognize`).  Specs in, specs out: no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Set
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def optimize(
     return spec
 
 
-def _sweep(flow: Flow, graph: Graph, room: int, known: dict[Any, tuple[str, ...]]) -> int:
+def _sweep(flow: Flow, graph: Graph, room: int, known: MutableMapping[Any, tuple[str, ...]]) -> int:
     """Try all rules on the nodes of a graph and of its bodies, in running order; returns the room left to fold."""
     for name, array in graph.constants.items():
         flow.facts.learn(name, array.shape, str(array.dtype), array)
@@ -69,7 +70,7 @@ def _sweep(flow: Flow, graph: Graph, room: int, known: dict[Any, tuple[str, ...]
             continue
         flow.facts.prepare_bodies(node)
         for body in node.graphs.values():
-            room = _sweep(flow, body, room, dict(known))
+            room = _sweep(flow, body, room, ChainMap({}, known))
         flow.facts.add(node)
         if node.name in flow.facts.misfits:
             continue
@@ -202,7 +203,7 @@ NOTHING: dict[str, Callable[[Flow, Node], bool]] = {
 """Whether the only output of a node is its first input, for each kind of node that may do nothing."""
 
 
-def merge_equal(flow: Flow, node: Node, known: dict[Any, tuple[str, ...]]) -> None:
+def merge_equal(flow: Flow, node: Node, known: MutableMapping[Any, tuple[str, ...]]) -> None:
     """Let the first of equal operators serve the readers of the others; ``known`` are the outputs of those before."""
     if node.weights or node.graphs or node.op == "operator" or flow.wanted.intersection(node.outputs):
         return
@@ -225,12 +226,12 @@ def _meaning(flow: Flow, name: str) -> Any:
     return name if array is None or array.size > 64 else (str(array.dtype), array.shape, array.tobytes())
 
 
-def drop_dead(graph: Graph, needed: set[str]) -> set[str]:
-    """Drop the nodes and constants that no output and none of the ``needed`` tensors depends on.
+def drop_dead(graph: Graph, keep: Set[str]) -> set[str]:
+    """Drop the nodes and constants that no output and none of the tensors in ``keep`` depends on.
 
     Returns all that the graph reads, tensors around it included.
     """
-    needed = needed | {t.name for t in graph.outputs}
+    needed = keep | {t.name for t in graph.outputs}
     alive: list[Node] = []
     for node in reversed(graph.nodes):
         if not needed.intersection(node.outputs):
@@ -240,7 +241,7 @@ def drop_dead(graph: Graph, needed: set[str]) -> set[str]:
             _drop_unread_outputs(node, needed)
         needed.update(node.inputs)
         for body in node.graphs.values():
-            needed |= drop_dead(body, needed)
+            needed |= drop_dead(body, keep)
     graph.nodes[:] = reversed(alive)
     for name in [name for name in graph.constants if name not in needed]:
         del graph.constants[name]
