@@ -231,7 +231,7 @@ def drop_dead(graph: Graph, keep: Set[str]) -> set[str]:
 
     Returns all that the graph reads, tensors around it included.
     """
-    needed = keep | {t.name for t in graph.outputs}
+    needed = {*keep, *(t.name for t in graph.outputs)}
     alive: list[Node] = []
     for node in reversed(graph.nodes):
         if not needed.intersection(node.outputs):
