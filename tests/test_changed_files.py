@@ -254,7 +254,7 @@ import fastrnn
 path, rewritten, x, options = sys.argv[1], sys.argv[2], np.load(sys.argv[3]), eval(sys.argv[4])
 with open(rewritten, "rb") as file:
     data = file.read()
-others = [data[: len(data) // 2], data[:100], data + data, bytes(len(data) + 1), data[:-40], b"", data]
+others = [data[: len(data) // 2], data[:100], data + data, bytes(len(data) - 1), data[:-40], b"", data]  # those that differ are no models
 
 def load():
     return fastrnn.load(path, **options)
