@@ -254,7 +254,8 @@ import fastrnn
 path, rewritten, x, options = sys.argv[1], sys.argv[2], np.load(sys.argv[3]), eval(sys.argv[4])
 with open(rewritten, "rb") as file:
     data = file.read()
-others = [data[: len(data) // 2], data[:100], data + data, bytes(len(data) - 1), data[:-40], b"", data]  # those that differ are no models
+# Those of other contents are no models.
+others = [data[: len(data) // 2], data[:100], data + data, bytes(len(data) - 1), data[:-40], b"", data]
 
 def load():
     return fastrnn.load(path, **options)
