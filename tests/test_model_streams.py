@@ -450,6 +450,14 @@ def test_steps_given_for_sizes_are_refused(node):
         fastrnn.Model(spec).stream()
 
 
+def test_sizes_that_are_no_list_are_refused():
+    node = Node("reshape", "n", ("x", "k"), ("y",))
+    sizes = {"k": np.array([[0, -1, 2]])}
+    spec = ModelSpec([node], [Tensor("x", (None, None, 4))], [Tensor("y", None)], sizes)
+    with pytest.raises(fastrnn.FastrnnError):
+        fastrnn.Model(spec).stream()
+
+
 def test_a_state_of_another_shape_is_refused():
     """A sum over a scan may be broadcast to more axes than the state has."""
     body = Graph(

@@ -357,6 +357,8 @@ def _reshape(d: Draft, node: Node, given: Given) -> list[Of] | None:
     time = RULES["reshape"](d, node, given)
     assert isinstance(time, Time)
     before, after, numbers = d.shape(name), d.shape(node.outputs[0]), d.value(wanted)
+    if numbers is not None and numbers.shape != (len(after),):
+        raise UnfollowedError(f"takes its sizes from a tensor of shape {numbers.shape}")
     parts: list[Any] = []
     for k, size in enumerate(after):
         if k == time.axis:
